@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -49,6 +49,11 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
 
+foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
+	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
+	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
+	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign
+
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
@@ -61,4 +66,4 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis

@@ -232,7 +232,9 @@ def main() -> None:
 
 def _compare(question: str, root: Path, truth: Path, repeat: int) -> dict[str, Any]:
     """Medians of each side, and the ratio of the seconds."""
-    answers: dict[str, list[dict[str, Any]]] = {"batchcl": []} | ({"duckdb": []} if question in SQL else {})
+    answers: dict[str, list[dict[str, Any]]] = {
+        who: [] for who in ("batchcl", "duckdb") if who == "batchcl" or question in SQL
+    }
     env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     for _ in range(repeat):
         for who, said in answers.items():

@@ -48,6 +48,26 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
+_LONGEST = (
+    "test_workflow.py::test_the_page",
+    "test_docs.py::test_python_examples",
+    "test_long_run.py::test_twelve_hours",
+    "test_two_writers.py::test_a_process_that_wakes",
+    "test_emulator_aws_cli.py::",
+    "test_demo.py::",
+    "test_hostile.py::test_decompression_bombs",
+    "test_soak.py::",
+    "test_run_s3.py::test_throttling",
+    "test_nightly.py::test_corrupt",
+)
+"""Tests of five seconds and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first: otherwise one of them begins when the other workers have nothing left to do."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in _LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def services() -> Iterator[None]:
     """Cache botocore's data files across sessions: otherwise each command reads them again."""

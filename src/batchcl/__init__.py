@@ -22,15 +22,18 @@ from batchcl.__about__ import __version__
 if TYPE_CHECKING:
     from batchcl.analysis.compare import ComparedImages, ComparedSide, Comparison, compare
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
+    from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
     from batchcl.analysis.thresholds import ThresholdChoice, ThresholdStatus, choose_thresholds, write_thresholds
     from batchcl.analysis.truth import Truth, carried_truth, read_truth
+    from batchcl.annotations.references import Matches
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
         detect_sync,
         doctor_sync,
+        export_annotations_sync,
         plan_sync,
         retry_sync,
         run_sync,
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from batchcl.thresholds import Thresholds
 
 __all__ = [
+    "AnnotationExport",
     "ArchiveMember",
     "Aws",
     "AwsSettings",
@@ -115,6 +119,7 @@ __all__ = [
     "InterruptedRunError",
     "Job",
     "Label",
+    "Matches",
     "ModelArn",
     "ModelError",
     "ModelGoneError",
@@ -134,6 +139,7 @@ __all__ = [
     "ServerSideEncryption",
     "SessionRecord",
     "ShortageError",
+    "SkippedImage",
     "Snapshot",
     "SourceCounts",
     "SourceError",
@@ -163,6 +169,8 @@ __all__ = [
     "detect_sync",
     "doctor",
     "doctor_sync",
+    "export_annotations",
+    "export_annotations_sync",
     "export_parquet",
     "load_job",
     "open_results",
@@ -183,15 +191,18 @@ __all__ = [
 _EXPORTS = {
     "batchcl.analysis.compare": ("ComparedImages", "ComparedSide", "Comparison", "compare"),
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
+    "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.analysis.thresholds": ("ThresholdChoice", "ThresholdStatus", "choose_thresholds", "write_thresholds"),
     "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
+    "batchcl.annotations.references": ("Matches",),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (
         "detect_sync",
         "doctor_sync",
+        "export_annotations_sync",
         "plan_sync",
         "retry_sync",
         "run_sync",

@@ -7,7 +7,7 @@ loop is running, as in a Jupyter notebook.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from os import PathLike
@@ -29,12 +29,23 @@ from batchcl.summary import Summary
 if TYPE_CHECKING:
     import polars as pl
 
+    from batchcl.analysis.export_annotations import AnnotationExport, ExportFormat
+    from batchcl.analysis.results import Results
     from batchcl.aws.session import Aws
     from batchcl.choices import Order
     from batchcl.events import Observer
     from batchcl.thresholds import Thresholds
 
-__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync", "write_report_sync"]
+__all__ = [
+    "detect_sync",
+    "doctor_sync",
+    "export_annotations_sync",
+    "plan_sync",
+    "retry_sync",
+    "run_sync",
+    "show_sync",
+    "write_report_sync",
+]
 
 _Result = TypeVar("_Result")
 
@@ -140,6 +151,37 @@ def write_report_sync(
             max_mb=max_mb,
             aws=aws,
             utcnow=utcnow,
+        )
+    )
+
+
+def export_annotations_sync(
+    results: Results,
+    form: ExportFormat,
+    out: str | PathLike[str],
+    *,
+    aws: Aws | None = None,
+    uris: Collection[str] | None = None,
+    where: str | None = None,
+    relative_to: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> AnnotationExport:
+    """`export_annotations`, blocking."""
+    from batchcl.analysis.export_annotations import export_annotations
+
+    return _wait(
+        partial(
+            export_annotations,
+            results,
+            form,
+            out,
+            aws=aws,
+            uris=uris,
+            where=where,
+            relative_to=relative_to,
+            image_size=image_size,
+            overwrite=overwrite,
         )
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import orjson
@@ -28,6 +29,7 @@ __all__ = [
     "GroundTruth",
     "TruthBox",
     "attribute_types",
+    "detection_attribute",
     "multilabel_attribute",
     "parse_extra",
     "parse_line",
@@ -184,6 +186,48 @@ def multilabel_attribute(name: str, labels: Sequence[str]) -> dict[str, Any]:
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
     metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
     return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
+
+
+def detection_attribute(
+    name: str,
+    boxes: Sequence[TruthBox],
+    image_size: tuple[int, int],
+    *,
+    confidences: Sequence[float] | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The attribute `name` and its metadata for the boxes of an image, in whole pixels.
+
+    Args:
+        name: of the attribute.
+        boxes: in pixels.
+        image_size: (width, height) in pixels.
+        confidences: of the boxes, 0 to 1; 1 by default.
+        more: other fields of the metadata.
+    """
+    numbers = {label: number for number, label in enumerate(sorted({box.label for box in boxes}))}
+    width, height = image_size
+    annotations = []
+    for box in boxes:
+        left, across = _whole_pixels(box.left, box.width, width)
+        top, down = _whole_pixels(box.top, box.height, height)
+        sides = {"left": left, "top": top, "width": across, "height": down}
+        annotations.append({"class_id": numbers[box.label], **sides})
+    return {
+        name: {"image_size": [{"width": width, "height": height, "depth": 3}], "annotations": annotations},
+        name + METADATA: {
+            "objects": [{"confidence": each} for each in confidences or [1] * len(boxes)],
+            "class-map": {str(number): label for label, number in numbers.items()},
+            "type": DETECTION,
+            **more,
+        },
+    }
+
+
+def _whole_pixels(begin: float, length: float, side: int) -> tuple[int, int]:
+    """Begin and length of a box along one side of the image; at least one pixel."""
+    first = min(round(begin), side - 1)
+    return first, max(round(begin + length) - first, 1)
 
 
 def selected_attributes(entry: Mapping[str, Any]) -> list[str]:

@@ -73,13 +73,14 @@ class Thresholds:
             with Path(path).open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)
         except OSError as error:
-            raise UsageError(f"reading the thresholds {path} failed: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise UsageError(f"reading the thresholds {path} failed: {reason}; check the path") from error
         if len(data) > _MAX_BYTES:
             raise UsageError(f"reading the thresholds {path} failed: it has more than {_MAX_BYTES // 1024 // 1024} MB")
         try:
             values = tomllib.loads(data.decode())
         except ValueError as error:  # of tomllib, and of the encoding
-            raise UsageError(f"reading the thresholds {path} failed: it is not TOML: {error}") from error
+            raise UsageError(f"reading the thresholds {path} failed: it is not valid TOML: {error}") from error
         return cls._parse(values, str(path))
 
     @classmethod

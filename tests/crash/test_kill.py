@@ -17,7 +17,7 @@ KILLED, STOPPED = -9, 4
 
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_repeatedly_killed_runs_end_with_the_expected_tables(where, jobs, place, expected_tables, cli):
-    kills, wanted = 0, (cycles(default=4, at_most=10_000) + 1) // 2
+    kills, wanted = 0, (cycles(default=2, at_most=10_000) + 1) // 2
     for number in count():
         if kills >= wanted:
             break

@@ -1,8 +1,8 @@
 """README.md and docs/ agree with the program.
 
 Lines that start with `$ batchcl` in ```console blocks are run in a directory with the files of `batchcl demo`, with the
-emulator and a local S3 in place of AWS; docs/workflow.md has a test of its own. ```python blocks of README.md and
-docs/analysis.md are run too. Every `batchcl …` in code must be an existing command with existing flags.
+emulator and a local S3 in place of AWS; the pages in TYPED_ELSEWHERE have tests of their own. ```python blocks of
+README.md and docs/analysis.md are run too. Every `batchcl …` in code must be an existing command with existing flags.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ PAGES = [
 ]
 BUCKETS = ("acme-photos", "acme-tables")
 SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
-TYPED_ELSEWHERE = {"workflow.md"}
-"""Its commands depend on each other, and their output is compared: see test_workflow.py."""
+TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md"}
+"""Their commands depend on each other, and their output is compared: see test_workflow.py and test_exchange_page.py."""
 
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FLAG = re.compile(r"\"(--[a-z-]+)\"")

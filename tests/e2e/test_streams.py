@@ -156,13 +156,14 @@ def test_refusals_are_json_on_both_streams(cli, words, code, tmp_path):
         assert done.json == {"status": "refused", "reason": events[-1]["message"], "exit_code": code}
 
 
-def test_every_log_line_of_a_run_is_json(run, env):
+def test_every_log_line_of_a_run_is_json(cli, run, env):
     command, _ = run
-    done = shell(f"{command.removesuffix(' --json')} --log-format json", env)
-    events = lines_of(done.stderr)
+    words = command.removeprefix(BATCHCL).removesuffix("--json").split()
+    done = cli(*words, "--log-format", "json", env=env)
+    events = lines_of(done.err)
     assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
     assert (events[-1]["event"], events[-1]["scored"]) == ("summary", 5)
-    assert done.stdout == ""
+    assert done.out == ""
 
 
 def test_the_error_after_a_signal_is_json(run, env):

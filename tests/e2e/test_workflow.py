@@ -1,4 +1,4 @@
-"""docs/workflow.md is a real session: its commands are run in order, and their output is compared with the page.
+"""docs/workflow.md and docs/improving.md are real sessions: their commands are run, and their output is compared.
 
 Times, ids, speeds and states on the way differ from day to day and are masked on both sides; nothing else is. With
 UPDATE_DOCS=1 in the environment the page is written instead: read what has changed in it.
@@ -19,7 +19,7 @@ import pytest
 from commands import run_command
 from servers import aws_env, client, serving
 
-PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
+DOCS = Path(__file__).parents[2] / "docs"
 _DECIMAL = re.compile(r"\d+\.\d+")
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 _MASKS = [
@@ -27,10 +27,14 @@ _MASKS = [
     for pattern, mask in (
         (r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?", "TIME"),
         (r"/\d{13}\b", "/STAMP"),
+        (r", at least \$[\d.]+ for the model", ""),
         (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
         (r"billed for [\d.]+ minutes of training: \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the progress line, every ten seconds
+        (r"TIME \S+ is [A-Z_]+\n", ""),
+        (r"(?m)^(seconds|images_per_second|cost_usd) .*\n", ""),
+        (r"(?m)^\d{3}-\S+ .*\n", ""),  # rows of `show`, whose confidences are rounded to one decimal
         (r"TIME learned rate: .*\n", ""),  # only reported by runs of some seconds
         (r"TIME calls start at .*", "PACE"),
         # which states a wait happens to see depends on the machine's speed
@@ -47,8 +51,8 @@ class Step(NamedTuple):
     said: str
 
 
-def session() -> Iterator[Step]:
-    for kind, code, output in _BLOCK.findall(PAGE.read_text()):
+def session(page: Path) -> Iterator[Step]:
+    for kind, code, output in _BLOCK.findall(page.read_text()):
         if kind == "python":
             yield Step("", code, output)
             continue
@@ -100,10 +104,11 @@ def arn_of(model: str, endpoint: str) -> str:
     return str(versions["ProjectVersionDescriptions"][0]["ProjectVersionArn"])
 
 
-def test_the_page_is_a_real_session(here):
+@pytest.mark.parametrize("name", ["workflow.md", "improving.md"])
+def test_the_page_is_a_real_session(here, name):
     endpoint = os.environ["AWS_ENDPOINT_URL_REKOGNITION"]
-    page = PAGE.read_text()
-    for command, script, expected in session():
+    page = (DOCS / name).read_text()
+    for command, script, expected in session(DOCS / name):
         if script:
             assert_alike(executed(script), expected, script)
             continue
@@ -117,4 +122,4 @@ def test_the_page_is_a_real_session(here):
         else:
             assert_alike(masked(said, here), masked(expected, here), f"$ batchcl {command}")
     if os.environ.get("UPDATE_DOCS"):
-        PAGE.write_text(page)
+        (DOCS / name).write_text(page)

@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from batchcl.aws import models, waiting
 from batchcl.cli.app import app
 from batchcl.emulator.digits import write_digits
 from commands import run_command
-from servers import aws_env, client, make_bucket
+from servers import aws_env, client, make_bucket, wait_for
 from unit.emulator.harness import Server, running_server
 
 
@@ -285,12 +285,7 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
         assert made.code == 0, made.err
 
         def interrupt() -> None:
-            rekognition = slow.client()
-            (found,) = rekognition.describe_projects(ProjectNames=["long"])["ProjectDescriptions"]
-            arn = found["ProjectArn"]
-            while not rekognition.describe_project_versions(ProjectArn=arn)["ProjectVersionDescriptions"]:
-                time.sleep(0.02)
-            time.sleep(0.2)
+            wait_for(lambda: "long@v1 is TRAINING_IN_PROGRESS" in getattr(sys.stderr, "getvalue", str)())
             os.kill(os.getpid(), number)
 
         thread = threading.Thread(target=interrupt)
@@ -326,3 +321,39 @@ def test_a_failed_training_is_reported_with_its_reason(seaweed, project, tmp_pat
     assert (evaluated.code, "has no evaluation because it is TRAINING_FAILED" in evaluated.err) == (5, True)
     shutil.rmtree(photos)
     assert run_command(f"model delete {project}@v1 --yes --json").json["model"] == f"{project}@v1"
+
+
+def test_boxes_from_cvat_correct_a_dataset(project, seaweed):
+    s3 = client("s3", seaweed)
+    make_bucket(s3, "cmd-boxes")
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (200, 100)).save(name)
+    s3.put_object(Bucket="cmd-boxes", Key="x/1.png", Body=Path("1.png").read_bytes())
+    assert run_command(f"dataset create {project}/train").code == 0
+
+    def export(left: int, shape: str = "") -> None:
+        box = f'<box label="cat" xtl="{left}" ytl="20" xbr="90.2" ybr="80"/>'
+        first, second = (f'<image name="{n}.png" width="200" height="100">{box}' for n in (1, 2))
+        Path("cvat.xml").write_text(f"<annotations>{first}</image>{second}{shape}</image></annotations>")
+
+    update = f"dataset update {project}/train --from cvat.xml --upload-to s3://cmd-boxes/x --json"
+    export(10)
+    planned = run_command(f"{update} --dry-run")
+    assert (planned.code, planned.json["new"], "dataset" in planned.json) == (0, 2, False), planned.err
+    done = run_command(update)
+    assert (done.code, done.json["new"], done.json["entries"]) == (0, 2, 2), done.err
+    assert (done.json["uploaded"]["there"], done.json["uploaded"]["sent"]) == (1, 1)
+    assert (done.json["dataset"]["labeled"], done.json["dataset"]["errors"]) == (2, 0)
+    export(11)
+    again = run_command(update)
+    assert (again.json["unchanged"], again.json["entries"], again.json["changes"]) == (2, 0, [])
+    export(30)
+    assert run_command(update).json["changed"] == 2
+    entries = run_command(f"dataset entries {project}/train --manifest").out.splitlines()
+    assert [json.loads(line)["bounding-box"]["annotations"][0]["left"] for line in entries] == [30, 30]
+    export(40, '<polygon label="cat" points="1,2;3,4;5,6"/>')
+    refused = run_command(update)
+    assert refused.code == 2
+    assert "1 files or lines can't be used: cvat.xml, image 1: the shape polygon is not supported" in refused.err
+    skipped = run_command(f"{update} --skip-invalid")
+    assert (skipped.code, skipped.json["changed"], len(skipped.json["skipped"])) == (0, 1, 1)

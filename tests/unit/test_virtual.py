@@ -23,7 +23,7 @@ def test_a_day_of_sleep_takes_no_real_time():
 
     began = time.monotonic()
     assert run_virtual(sleep) == pytest.approx(86_400, abs=1e-3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_sleepers_wake_in_the_order_of_their_deadlines():

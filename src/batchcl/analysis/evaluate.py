@@ -128,6 +128,8 @@ def truth_counts(truth: Truth) -> dict[str, Any]:
     return {
         "unlabelled": truth.unlabelled,
         "repeated_lines": truth.repeated,
+        "matched_by_path": None if truth.matches is None else truth.matches.by_path,
+        "matched_by_name": None if truth.matches is None else truth.matches.by_name,
         "bad_lines": len(truth.bad),
         "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
         "bad_labels": len(truth.bad_labels),
@@ -151,7 +153,11 @@ def no_common_image(truth: Truth, results: Results) -> str:
     """The error if no image of the truth is among the results. Blocks."""
     found = [(frame.height, frame["uri"].min()) for frame in results.frames(["uri"]) if frame.height]
     example = min((str(first) for _, first in found), default="no image")
-    advice = _spelling_hint(truth.images["uri"].sort(), results) or "the URIs must be equal"
+    advice = _spelling_hint(truth.images["uri"].sort(), results) or (
+        "the URIs must be equal"
+        if truth.matches is None
+        else "name the folder in which the results have the images with --relative-to"
+    )
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
         f"{truth.images['uri'].min()!s}, and the {sum(rows for rows, _ in found)} results have {example}; {advice}"

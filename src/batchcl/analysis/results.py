@@ -95,6 +95,11 @@ class Results:
         return self._store.root
 
     @property
+    def all_runs(self) -> bool:
+        """Whether an image that several runs scored has a row for each of them."""
+        return self._all_runs
+
+    @property
     def models(self) -> list[str]:
         """Names (`<project>@<version>`) of all models with published files, sorted; filters are not applied."""
         return sorted({part.model for part in self._parts})

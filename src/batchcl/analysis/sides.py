@@ -58,12 +58,17 @@ class _Root:
         return Side(name, self.results.root, [self.results.filtered(run_id=run.run_id) for run in runs], runs)
 
     def named(self, word: str) -> Side:
-        """The side that `word` names: a run, a date or a model; `run:…`, `date:…` and `model:…` say which."""
+        """The side that `word` names: a run, a date or a model; `run:…`, `date:…` and `model:…` are explicit."""
         kind, _, name = word.partition(":")
         if kind not in _KINDS or not name:
             kind, name = self._kind(word), word
         run_id, date, model = (name if kind == each else None for each in _KINDS)
-        results = self.results.filtered(model=model, run_id=run_id, date=date)
+        try:
+            results = self.results.filtered(model=model, run_id=run_id, date=date)
+        except UsageError as error:
+            if name == word and kind == "model":
+                raise UsageError(f"{word!r} is not a run or a date, and {error}") from error
+            raise
         chosen = PartFilter().combined(model, run_id, date)
         runs = [run for run in self.runs if chosen.matches_run(run)]
         return Side(f"{kind} {name}", self.results.root, [results], runs)

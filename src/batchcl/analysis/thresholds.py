@@ -255,7 +255,7 @@ def _choose(
 
 
 def _is_few(judged: LabelScores, row: dict[str, Any]) -> bool:
-    """Whether few images are behind the row."""
+    """Whether the row is based on few images."""
     images = judged.from_confidence(row["threshold"]).images_behind
     return min(images, images if row["negatives"] is None else row["negatives"]) < _FEW_IMAGES
 
@@ -312,7 +312,7 @@ def check_thresholds_path(path: str | os.PathLike[str], *, root: str, overwrite:
         overwrite: whether the file may exist.
 
     Raises:
-        UsageError: the path is in S3, in the output root, a directory, or exists.
+        UsageError: the path is in S3, in the output root, in no directory, a directory, or exists.
     """
     name = os.fspath(path)
     if name.startswith("s3://"):
@@ -326,6 +326,8 @@ def check_thresholds_path(path: str | os.PathLike[str], *, root: str, overwrite:
         raise UsageError(
             f"--out {name} is a directory; name a file in it, such as {os.path.join(name, 'thresholds.toml')}"
         )
+    if not os.path.isdir(os.path.dirname(file)):
+        raise UsageError(f"--out {name} is in a directory that does not exist; create it first")
     if os.path.lexists(file) and not overwrite:
         raise UsageError(f"--out {name} exists; replace it with --overwrite, or name another file")
     return file

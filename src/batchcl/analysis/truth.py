@@ -1,20 +1,33 @@
-"""Ground truth for `batchcl evaluate`: from a manifest file, or from the manifest that the images were scored from."""
+"""Ground truth for `batchcl evaluate`: from a file, a directory, or the manifest that the images were scored from."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import polars as pl
 
-from batchcl.errors import SourceError
+from batchcl.annotations import (
+    FORMATS,
+    AnnotatedImage,
+    BadEntry,
+    Matches,
+    annotation_format,
+    match_references,
+    read_annotations,
+)
+from batchcl.annotations.folders import read_folders
+from batchcl.annotations.references import file_name, resolve_references
+from batchcl.errors import SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escape_name
-from batchcl.sources.files import open_list
+from batchcl.quantities import pluralize
+from batchcl.sources.files import open_list, spool_pipe
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
@@ -43,6 +56,7 @@ class Truth:
         repeated: number of lines about an image of an earlier line; their labels are merged.
         bad: the number and error of each skipped line.
         bad_labels: the error of each skipped label; an image without any other label is ignored.
+        matches: how the names of images were found among the results' URIs; None for a manifest, which has URIs.
     """
 
     images: pl.DataFrame
@@ -52,38 +66,128 @@ class Truth:
     repeated: int = 0
     bad: tuple[str, ...] = ()
     bad_labels: tuple[str, ...] = ()
+    matches: Matches | None = None
 
 
 def read_truth(
-    path: str | os.PathLike[str], *, name: str | None = None, attribute: str | None = None, skip_bad_lines: bool = False
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    attribute: str | None = None,
+    skip_bad_lines: bool = False,
+    images: pl.LazyFrame | None = None,
+    relative_to: str | None = None,
 ) -> Truth:
-    """Read a Ground Truth manifest: JSON Lines, which may be compressed with gzip or zstd.
+    """Read true labels: a Ground Truth manifest, COCO, Label Studio, CVAT, or a directory with a folder per label.
 
-    A source-ref that is not an `s3://` URI is a path relative to the manifest's directory.
+    The format is detected by the content; a file may be compressed with gzip or zstd. A source-ref of a manifest that
+    is not an `s3://` URI is a path relative to the manifest's directory. The other formats name images in their own
+    ways: `annotations.references` has the rules by which they are found in `images`.
 
     Args:
-        path: a local file.
+        path: a local file or directory.
         name: the file's name in messages, if `path` is a copy.
-        attribute: the label attribute to read; by default chosen by `groundtruth.parse_line`.
+        attribute: the label attribute of a manifest to read; by default chosen by `groundtruth.parse_line`.
         skip_bad_lines: skip lines that can't be read and report them in `Truth.bad`, instead of raising.
+        images: results, with the column `uri`; None if all names are URIs or paths relative to the file.
+        relative_to: directory or `s3://bucket/prefix` that the names are relative to. Then they are only compared with
+            whole URIs.
 
     Raises:
-        SourceError: the file or a line can't be read, or no line has labels.
+        SourceError: the file or a line can't be read, no image has labels, or a name fits several images.
+        UsageError: `attribute` or `relative_to` does not apply to the format.
     """
     manifest, name = Path(path), name or str(path)
+    if manifest.is_fifo():  # such as the shell's <(…), which can be read only once
+        with ExitStack() as stack:
+            return read_truth(
+                spool_pipe(manifest, stack),
+                name=name,
+                attribute=attribute,
+                skip_bad_lines=skip_bad_lines,
+                images=images,
+                relative_to=relative_to,
+            )
+    if manifest.is_dir():
+        named = read_folders(manifest)
+        return _foreign_truth(
+            named, f"the directory {name}", str(manifest), attribute=attribute, images=images, relative_to=relative_to
+        )
+    if (form := annotation_format(manifest, f"the truth {name}")) is not None:
+        folder = name.rpartition("/")[0] if name.startswith("s3://") else str(manifest.absolute().parent)
+        bad_entries: list[str] | None = [] if skip_bad_lines else None
+        entries = read_annotations(manifest, f"the truth {name}", form)
+        where = f"the {FORMATS[form]} file {name}"
+        return _foreign_truth(
+            entries, where, folder, attribute=attribute, images=images, relative_to=relative_to, bad=bad_entries
+        )
+    if relative_to is not None:
+        raise UsageError(
+            f"--relative-to does not apply to the manifest {name}, which names its images by URI or relative to itself"
+        )
     bad: list[str] = []
     with open_list(manifest, f"the truth {name}") as file:
         skip_mark(file, name)
         truths = _parse_lines(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
         truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
-        skipped = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        skipped = f": {pluralize(truth.unlabelled, 'line')} without labels" if truth.unlabelled else ""
+        skipped += f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{skipped}; "
-            "use a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels{skipped}; use a Ground Truth manifest with a label attribute"
         )
     return truth
+
+
+def _foreign_truth(
+    entries: Iterable[AnnotatedImage | BadEntry],
+    name: str,
+    folder: str,
+    *,
+    attribute: str | None,
+    images: pl.LazyFrame | None,
+    relative_to: str | None,
+    bad: list[str] | None = None,
+) -> Truth:
+    """The truth in another format than a manifest; bad entries are added to `bad`, or raised if it is None."""
+    if attribute is not None:
+        raise UsageError(f"--attribute selects an attribute of a manifest, and {name} has none; omit it")
+    annotated: list[AnnotatedImage] = []
+    for entry in entries:
+        if isinstance(entry, AnnotatedImage):
+            annotated.append(entry)
+        elif bad is None:
+            raise SourceError(f"{name}, {entry.location}: {entry.reason}; skip such entries with --skip-bad-lines")
+        else:
+            bad.append(f"{entry.location}: {entry.reason}")
+    references = [each.references for each in annotated]
+    base = relative_to or folder
+    matches = match_references(
+        references,
+        set() if images is None else _uris_named_like(images, references),
+        folder=base,
+        only_exact=relative_to is not None,
+        by_name=True,
+    )
+    truths = (
+        replace(each.truth, source_ref=uri or resolve_references(each.references[:1], base)[0])
+        for each, uri in zip(annotated, matches.uris, strict=True)
+    )
+    truth = replace(_collect(truths, Path("/"), bad or []), matches=None if images is None else matches)
+    if truth.images.is_empty():
+        unlabelled = f": {pluralize(truth.unlabelled, 'image')} without labels" if truth.unlabelled else ""
+        raise SourceError(
+            f"{name} has no image with labels{unlabelled}{_describe_bad_labels(truth)}; check the path, or label images"
+        )
+    return truth
+
+
+def _uris_named_like(images: pl.LazyFrame, references: Iterable[Iterable[str]]) -> set[str]:
+    """The URIs whose file name is that of a reference."""
+    names = {file_name(each) for group in references for each in group}
+    is_wanted = pl.col("uri").str.extract(r"([^/#]*)$").is_in(list(names))
+    return set(images.select("uri").filter(is_wanted).collect(engine="in-memory")["uri"])
 
 
 def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_bad_lines: bool = False) -> Truth:

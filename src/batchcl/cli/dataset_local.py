@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.output import RelativeTo
 from batchcl.cli.service import InterruptMessage, report_state, report_upload, with_service
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Skipped, WorkflowClients
+    from batchcl.workflow import (
+        Added,
+        Corrections,
+        Created,
+        Dataset,
+        LocalDataset,
+        ProjectArn,
+        Skipped,
+        WorkflowClients,
+    )
 
 __all__ = ["SkipInvalid", "Timeout", "UploadTo", "create", "fail_for_errors", "is_local", "table", "update"]
 
@@ -115,10 +125,24 @@ def update(
         str, typer.Argument(metavar="DATASET", help="PROJECT/train, PROJECT/test, or an ARN.", show_default=False)
     ],
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="SOURCE", help="Directory with one folder per label, or manifest.", show_default=False),
-    ],
+    ] = None,
     *,
+    corrected: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Corrected labels, instead of SOURCE: file of Label Studio, CVAT or COCO, or manifest. Only new and "
+            "changed entries are sent.",
+            show_default=False,
+        ),
+    ] = None,
+    relative_to: RelativeTo = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --from: only show what is new and what has changed.")
+    ] = False,
     upload_to: UploadTo = None,
     skip_invalid: SkipInvalid = False,
     timeout: Timeout = 60,
@@ -128,25 +152,47 @@ def update(
 ) -> None:
     """Add images to a dataset, or change labels: entries with the same URI are replaced.
 
+    With --from, the names of images in the file are compared with the dataset first; images that it does not have are
+    S3 objects, or files to upload. What can't be used is refused before the upload.
+
     Examples:
 
       batchcl dataset update cats/train more-photos/ --upload-to s3://acme-photos/cats
 
       batchcl dataset update cats/train corrected.manifest
+
+      batchcl dataset update cats/train --from label-studio.json --dry-run
+
+      batchcl dataset update cats/train --from instances.json --relative-to photos --upload-to s3://acme-photos/cats
     """
     from batchcl import workflow
     from batchcl.cli.output import emit, emit_object
+    from batchcl.errors import UsageError
 
+    if (source is None) == (corrected is None):
+        raise UsageError("name the images to add, or a file of corrected labels with --from, and not both")
+    if corrected is None and (relative_to is not None or dry_run):
+        raise UsageError("--relative-to and --dry-run need --from")
     to = None if upload_to is None else workflow.S3Folder.parse(upload_to)
 
-    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Added:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> tuple[Corrections | None, Added | None]:
         arn = await workflow.find_dataset(service.rekognition, dataset)
-        local = await _read(source, skip_invalid=skip_invalid)
+        corrections = None
+        if corrected is not None:
+            corrections = await workflow.read_corrections(
+                service.rekognition, arn, corrected, relative_to=relative_to, to=to
+            )
+            _report_corrections(corrections, corrected, arn.name, skip_invalid=skip_invalid)
+            local = corrections.local
+        else:
+            local = await _read(str(source), skip_invalid=skip_invalid)
+        if dry_run:
+            return corrections, None
         async with service.s3() as s3:
             if to is not None:
                 await workflow.have_bucket(s3, to.bucket, region=service.region)
             afterwards.is_("uploaded images and added entries stay; resume with the same command")
-            return await workflow.add_local(
+            added = await workflow.add_local(
                 service.rekognition,
                 s3,
                 arn,
@@ -157,13 +203,55 @@ def update(
                 on_progress=report_upload,
                 on_batch=lambda done: write_line(f"{done:,} of {len(local.entries):,} entries are in {arn.name}"),
             )
+        return corrections, added
 
-    added = with_service(work, profile=profile, region=region, named=dataset)
+    corrections, added = with_service(work, profile=profile, region=region, named=dataset)
     if json:
-        emit_object(asdict(added), json=True)
-    else:
+        counts = {} if corrections is None else _counts(corrections)
+        emit_object({**counts, **({} if added is None else asdict(added))}, json=True)
+    elif added is not None:
         emit(table([added.dataset]))
-    fail_for_errors([added.dataset])
+    elif corrections is not None and corrections.changes:
+        emit(_changes(corrections))
+    if added is not None:
+        fail_for_errors([added.dataset])
+
+
+def _report_corrections(corrections: Corrections, source: str, dataset: str, *, skip_invalid: bool) -> None:
+    """Print the numbers of new and changed entries; raise `SourceError` for entries that can't be used."""
+    from batchcl.workflow.create import refuse_skipped
+
+    if not skip_invalid:
+        refuse_skipped(corrections.local)
+    write_line(
+        f"{source} compared with {dataset}: {corrections.count('new'):,} new, "
+        f"{corrections.count('changed'):,} changed, {corrections.unchanged:,} unchanged"
+    )
+    if corrections.unlabelled:
+        write_line(f"images without labels ignored: {corrections.unlabelled:,}")
+    _report_skipped(corrections.local.skipped)
+    for remark in corrections.local.remarks():
+        write_line(remark)
+
+
+def _counts(corrections: Corrections) -> dict[str, object]:
+    return {
+        "new": corrections.count("new"),
+        "changed": corrections.count("changed"),
+        "unchanged": corrections.unchanged,
+        "unlabelled": corrections.unlabelled,
+        "changes": [asdict(change) for change in corrections.changes],
+        "skipped": [asdict(each) for each in corrections.local.skipped],
+    }
+
+
+def _changes(corrections: Corrections) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(
+        [asdict(change) for change in corrections.changes],
+        schema={"kind": pl.String, "image": pl.String, "before": pl.List(pl.String), "labels": pl.List(pl.String)},
+    )
 
 
 def fail_for_errors(datasets: Sequence[Dataset]) -> None:

@@ -93,7 +93,7 @@ def _write_report(directory: Path, out: Path, *, truth: Path, run: str) -> None:
     from batchcl.errors import UsageError
 
     try:
-        report(str(out), out=directory / "report.html", truth=str(truth), run=run)
+        report(str(out), out=str(directory / "report.html"), truth=str(truth), run=run)
     except UsageError as error:
         write_line(f"no report: {error}")
 

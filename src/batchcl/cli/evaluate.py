@@ -20,6 +20,7 @@ from batchcl.cli.output import (
     Model,
     Profile,
     Region,
+    RelativeTo,
     Root,
     Run,
     ThresholdsFile,
@@ -42,8 +43,9 @@ TruthFile = Annotated[
     str | None,
     typer.Option(
         "--truth",
-        metavar="MANIFEST",
-        help="Ground Truth manifest, local or s3:// (default: the labels of the manifest that was scored).",
+        metavar="TRUTH",
+        help="True labels: manifest, COCO, Label Studio or CVAT file, local or s3://, or directory with a folder "
+        "per label (default: the labels of the manifest that was scored).",
         show_default=False,
     ),
 ]
@@ -62,6 +64,7 @@ def evaluate(
     *,
     truth: TruthFile = None,
     attribute: Attribute = None,
+    relative_to: RelativeTo = None,
     skip_bad_lines: SkipBadLines = False,
     model: Model = None,
     run: Run = None,
@@ -87,6 +90,8 @@ def evaluate(
 
       batchcl evaluate out --truth test.manifest --model cats@v2 --min-confidence 70
 
+      batchcl evaluate out --truth instances.json --relative-to s3://acme-photos/2026
+
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
@@ -103,7 +108,13 @@ def evaluate(
         region=region,
     )
     labels = read_labels(
-        truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
+        truth,
+        results,
+        attribute=attribute,
+        skip_bad_lines=skip_bad_lines,
+        relative_to=relative_to,
+        profile=profile,
+        region=region,
     )
     evaluation = evaluated(results, labels, min_confidence=min_confidence, failures=results.failures())
     if json:
@@ -120,16 +131,27 @@ def read_labels(
     *,
     attribute: str | None,
     skip_bad_lines: bool,
+    relative_to: str | None,
     profile: str | None,
     region: str | None,
 ) -> Truth:
     """The true labels: of the file `truth`, or those in `results`."""
     from batchcl.analysis.truth import carried_truth, read_truth
+    from batchcl.errors import UsageError
 
+    if truth is None and relative_to is not None:
+        raise UsageError("--relative-to needs --truth: the labels that the results contain are of their own images")
     if truth is None:
         return carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     with local_copy(truth, profile=profile, region=region) as path:
-        return read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+        return read_truth(
+            path,
+            name=truth,
+            attribute=attribute,
+            skip_bad_lines=skip_bad_lines,
+            images=results.images(),
+            relative_to=relative_to,
+        )
 
 
 @contextmanager

@@ -36,6 +36,7 @@ __all__ = [
     "Model",
     "Profile",
     "Region",
+    "RelativeTo",
     "Root",
     "Run",
     "ThresholdsFile",
@@ -57,6 +58,15 @@ Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_de
 Date = Annotated[
     str | None,
     typer.Option("--date", metavar="YYYY-MM-DD", help="Only runs that started this UTC day.", show_default=False),
+]
+RelativeTo = Annotated[
+    str | None,
+    typer.Option(
+        "--relative-to",
+        metavar="FOLDER",
+        help="Directory or s3://bucket/prefix that names of images in the file are relative to.",
+        show_default=False,
+    ),
 ]
 AllRuns = Annotated[
     bool,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -33,7 +32,7 @@ __all__ = ["report"]
 def report(
     root: Root,
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default=False)],
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -57,9 +56,9 @@ def report(
 ) -> None:
     """Write a report about results as one HTML file, with charts and pictures, to read or to send.
 
-    The file loads nothing: it opens from disk or an e-mail. It shows what ran and what has changed since the baseline,
-    how often each label was found and how confidently, throughput, failures, an evaluation where true labels exist, and
-    the pictures that are worth a look. The model is not called; pictures are read from where the images were scored.
+    The file needs no network. Its sections: changes since the baseline, runs, images and confidences of each label,
+    throughput, failures, an evaluation if there are true labels, and a selection of pictures. The model is not called;
+    pictures are read from where the images were scored.
 
     Examples:
 

@@ -101,7 +101,7 @@ def show(
 ) -> None:
     """Write pictures of scored images with their stored boxes and labels; the model is not called.
 
-    Sort orders: uncertain (would change with the smallest change of a confidence), confidence (of the top label, or of
+    Sort orders: uncertain (smallest margin to another result), confidence (of the top label, or of
     the label that --where selects; lowest first), -confidence (highest first), newest, random, wrong (the top label is
     not a true label). The table of pictures is also in DIR/index.csv. Exit code 3: an image could not be shown.
 

@@ -15,6 +15,7 @@ from batchcl.cli.output import (
     Model,
     Profile,
     Region,
+    RelativeTo,
     Root,
     Run,
     check_format,
@@ -53,6 +54,7 @@ def thresholds(
     ] = False,
     bins: Annotated[int, typer.Option(help="Number of calibration bins from 0 to 100.", min=1, max=1000)] = 10,
     attribute: Attribute = None,
+    relative_to: RelativeTo = None,
     skip_bad_lines: SkipBadLines = False,
     model: Model = None,
     run: Run = None,
@@ -91,7 +93,13 @@ def thresholds(
         check_thresholds_path(out, root=root, overwrite=overwrite)
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     labels = read_labels(
-        truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
+        truth,
+        results,
+        attribute=attribute,
+        skip_bad_lines=skip_bad_lines,
+        relative_to=relative_to,
+        profile=profile,
+        region=region,
     )
     choice = choose_thresholds(results, labels, precision=precision, recall=recall, image_level=image_level, bins=bins)
     if json:
@@ -201,16 +209,17 @@ def _notes(choice: ThresholdChoice) -> list[str]:
     notes = []
     if cut := labels.filter(labels["judged_from"] > 0).height:
         notes.append(
-            f"scores are cut off from below for {pluralize(cut, 'label')}: thresholds under `judged from` can't be "
+            f"the low scores of {pluralize(cut, 'label')} are missing, so thresholds below `judged from` can't be "
             "judged; score with --min-confidence 0 for all"
         )
     if reached := summary["max_results_reached"]:
         notes.append(
-            f"--max-results limited the labels of {pluralize(reached, 'image')}: what it cut off counts as not found; "
-            "score without it"
+            f"--max-results may have cut off labels of {pluralize(reached, 'image')}, which count as not found; score "
+            "without it"
         )
     if few := int(labels["few_images"].sum()):
         notes.append(
-            f"fewer than 30 images are behind {pluralize(few, 'label')}: see the intervals, or label more images"
+            f"the figures of {pluralize(few, 'label')} are based on fewer than 30 images: see the intervals, or label "
+            "more images"
         )
     return notes

@@ -15,7 +15,7 @@ from batchcl.errors import HostError, ImageError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "require_pillow"]
+__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "require_pillow", "upright_size"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the supported formats; its less tested decoders are not used."""
@@ -101,6 +101,16 @@ def one_large_at_a_time(data: bytes) -> Iterator[None]:
         is_large = image.width * image.height > _LARGE_PIXELS
     with _LARGE if is_large else nullcontext():
         yield
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height after the EXIF rotation, by the header of `data`, which may be only the beginning of a file.
+
+    Raises as `decode_upright` does.
+    """
+    with _translated_errors(), _opened(data) as image:
+        is_swapped = image.getexif().get(_ORIENTATION_TAG) in _SIDES_SWAPPED
+        return (image.height, image.width) if is_swapped else (image.width, image.height)
 
 
 @contextmanager

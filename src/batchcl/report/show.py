@@ -280,7 +280,7 @@ def _chooser(
 
 
 def _truth(results: Results, manifest: str | os.PathLike[str] | None) -> Truth:
-    return carried_truth(results.images()) if manifest is None else read_truth(manifest)
+    return carried_truth(results.images()) if manifest is None else read_truth(manifest, images=results.images())
 
 
 def _file_names(keys: Iterable[str]) -> Iterator[str]:

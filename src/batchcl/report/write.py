@@ -108,7 +108,8 @@ async def write_report(
         baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
             time before; see `compare`. By default the previous run of the project, if there is one. What is compared
             is `run_id` or `date`, or else the newest run.
-        truth: a manifest, for the evaluation; by default the labels of the manifest that was scored, if there are any.
+        truth: true labels for the evaluation, in any form that `read_truth` reads; by default those of the manifest
+            that was scored, if it has any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
         aws: for a root or images in S3.
@@ -127,7 +128,7 @@ async def write_report(
         root=root, model=model, run_id=run_id, date=date, thresholds=thresholds, baseline=baseline, aws=aws
     )
     results = await anyio.to_thread.run_sync(selection.open, abandon_on_cancel=True)
-    async with _local_truth(truth, aws) as labels:
+    async with _local_truth(truth, results, aws) as labels:
         read = partial(_read, results, selection, labels, gallery=gallery)
         contents, choice = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     contents = replace(contents, **await _read_records(await Store.open_async(root, aws=aws), contents.runs))
@@ -160,9 +161,11 @@ def check_report_file(out: str | os.PathLike[str], *, what: str) -> Path:
         what: the option in messages.
 
     Raises:
-        UsageError: the extra `report` is not installed, or there is no such directory.
+        UsageError: the extra `report` is not installed, or the path is in S3, a directory, or in no directory.
     """
     require_report_extra(what)
+    if os.fspath(out).startswith("s3://"):
+        raise UsageError(f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp")
     path = Path(os.fspath(out)).expanduser()
     if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
@@ -251,7 +254,7 @@ class _Selection:
 
 
 @asynccontextmanager
-async def _local_truth(truth: str | os.PathLike[str] | None, aws: Aws) -> AsyncIterator[Truth | None]:
+async def _local_truth(truth: str | os.PathLike[str] | None, results: Results, aws: Aws) -> AsyncIterator[Truth | None]:
     """The truth, which may be in S3."""
     if truth is None:
         yield None
@@ -259,7 +262,8 @@ async def _local_truth(truth: str | os.PathLike[str] | None, aws: Aws) -> AsyncI
     name = os.fspath(truth)
     copy = await fetch(name, aws, region=aws.region) if name.startswith("s3://") else None
     try:
-        yield await anyio.to_thread.run_sync(partial(read_truth, copy or name, name=name), abandon_on_cancel=True)
+        read = partial(read_truth, copy or name, name=name, images=results.images())
+        yield await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     finally:
         if copy is not None:
             copy.unlink()
@@ -382,4 +386,4 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial_path.unlink()
-        raise OutputError(f"writing the report {path} failed: {error.strerror or error}") from error
+        raise OutputError(f"writing the report {path} failed: {error.strerror or error}; name another file") from error

@@ -59,6 +59,7 @@ from batchcl.lifetime.model_lease import clear_leases
 from batchcl.lifetime.reaper import ReapOutcome, ReapResult, reap
 from batchcl.quantities import Units
 from batchcl.workflow.connection import WorkflowClients, connect
+from batchcl.workflow.corrections import Change, Corrections, read_corrections
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
 from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluate_model, evaluation_of
 from batchcl.workflow.local import LocalDataset, Skipped, read_local
@@ -66,7 +67,9 @@ from batchcl.workflow.upload import S3Folder, Uploaded, have_bucket, upload_imag
 
 __all__ = [
     "Added",
+    "Change",
     "Confused",
+    "Corrections",
     "Created",
     "Dataset",
     "DatasetArn",
@@ -119,6 +122,7 @@ __all__ = [
     "list_projects",
     "list_tags",
     "put_policy",
+    "read_corrections",
     "read_local",
     "reap",
     "start",

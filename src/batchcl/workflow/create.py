@@ -10,7 +10,7 @@ from typing import Any, Final
 import anyio.to_thread
 
 from batchcl.arns import DatasetArn, ProjectArn
-from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
+from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, describe_dataset, update_entries
 from batchcl.errors import BatchclError, SourceError, UsageError
 from batchcl.groundtruth import DETECTION, attribute_types
 from batchcl.sources.base import parse_s3_uri
@@ -215,7 +215,10 @@ async def add_local(
         _check_buckets(local, to)
     uploaded = Uploaded(0, 0) if to is None else await upload_images(s3, to, images, on_progress=on_progress)
     lines = _lines(local.entries, to, created)
-    updated = await update_entries(client, dataset, lines, timeout_s=timeout_s, on_batch=on_batch)
+    if lines:
+        updated = await update_entries(client, dataset, lines, timeout_s=timeout_s, on_batch=on_batch)
+    else:
+        updated = await describe_dataset(client, dataset)
     return Added(
         dataset=updated,
         entries=len(lines),

@@ -15,26 +15,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
+from batchcl.annotations import FORMATS, annotation_format, labelled_files
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_line
 from batchcl.image_header import check_bytes
-from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escape_name, extension_of
+from batchcl.images import MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escape_name
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import open_list
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 
-__all__ = ["DatasetEntry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
-
-_KINDS: Final = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-"""Names of the two folders of a directory that is divided into a training and a test dataset."""
-
-_LABEL_DEPTH: Final = 2
-"""Parts of the path of an image in a label's folder: `<label>/<image>`."""
+__all__ = [
+    "DatasetEntry",
+    "LocalDataset",
+    "LocalImage",
+    "Skipped",
+    "check_file",
+    "local_image",
+    "read_local",
+    "split_entries",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,35 +249,31 @@ def split_entries(
 def _from_folders(root: Path) -> LocalDataset:
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
-    files, hidden = _files(root)
-    relative = [path.relative_to(root).parts for path in files]
-    divided = _is_divided(relative)
-    for path, parts in zip(files, relative, strict=True):
-        *folders, _ = parts
-        kind = _KINDS.get(folders.pop(0).lower()) if divided and folders else None
-        if divided and len(parts) > 1 and kind is None:
+    labelled = labelled_files(root)
+    for file in labelled.files:
+        if labelled.divided and len(file.parts) > 1 and file.kind is None:
             reason = "it is not in the folder train or test, the only datasets of a project"
-            skipped.append(Skipped(_shown(path), "NoDataset", reason))
+            skipped.append(Skipped(_shown(file.path), "NoDataset", reason))
             continue
-        if not folders:
-            skipped.append(Skipped(_shown(path), "NoLabel", "it is not in a folder, whose name would be its label"))
+        if file.label is None:
+            skipped.append(
+                Skipped(_shown(file.path), "NoLabel", "it is not in a folder, whose name would be its label")
+            )
             continue
-        image = _image(path, "/".join(parts))
+        image = local_image(file.path, "/".join(file.parts))
         if isinstance(image, SkipReason):
-            skipped.append(Skipped(_shown(path), image.code, image.message))
+            skipped.append(Skipped(_shown(file.path), image.code, image.message))
         else:
-            entries.append(DatasetEntry(image=image, uri=None, labels=(folders[0],), kind=kind))
-    return LocalDataset(tuple(entries), tuple(skipped), hidden, divided)
-
-
-def _is_divided(paths: Sequence[tuple[str, ...]]) -> bool:
-    """Whether images are in `train/<label>` and `test/<label>`, so that the first folder is not a label."""
-    inside = [parts for parts in paths if len(parts) > 1 and parts[0].lower() in _KINDS]
-    are_labels = any(len(parts) == _LABEL_DEPTH and extension_of(parts[1]) in EXTENSIONS for parts in inside)
-    return {_KINDS[parts[0].lower()] for parts in inside} == {"train", "test"} and not are_labels
+            entries.append(DatasetEntry(image=image, uri=None, labels=(file.label,), kind=file.kind))
+    return LocalDataset(tuple(entries), tuple(skipped), labelled.hidden, labelled.divided)
 
 
 def _from_list(path: Path) -> LocalDataset:
+    if (form := annotation_format(path, str(path))) is not None:
+        raise SourceError(
+            f"reading {path} failed: it is a file of {FORMATS[form]}, not a manifest. Create the dataset without "
+            "images, and add them with `batchcl dataset update DATASET --from FILE`."
+        )
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
     buckets: Counter[str] = Counter()
@@ -292,7 +292,7 @@ def _from_list(path: Path) -> LocalDataset:
             entries.append(DatasetEntry(image=None, uri=reference, labels=labels, attributes=attributes))
             continue
         file = path.parent / reference
-        image = _image(file, _key(file, path.parent, number))
+        image = local_image(file, _key(file, path.parent, number))
         if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(file), image.code, image.message))
         else:
@@ -357,18 +357,9 @@ def _key(path: Path, folder: Path, number: int) -> str:
     return f"{number:06}-{path.name}"
 
 
-def _files(root: Path) -> tuple[list[Path], int]:
-    """All files below `root`, sorted, and the number of hidden files and folders, which are ignored."""
-    files: list[Path] = []
-    hidden = 0
-    for folder, folders, names in os.walk(root, onerror=_raise_unreadable):
-        hidden += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-    return files, hidden
-
-
-def _image(path: Path, key: str) -> LocalImage | SkipReason:
+def local_image(path: str | os.PathLike[str], key: str) -> LocalImage | SkipReason:
+    """Read and check a file that would be uploaded to `key`; returns why it can't be used otherwise. Blocks."""
+    path = Path(path)
     try:
         size = path.stat().st_size
         reason = check_limits(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # limits of images in S3
@@ -389,10 +380,3 @@ def _image(path: Path, key: str) -> LocalImage | SkipReason:
 
 def _shown(path: Path) -> str:
     return escape_name(str(path))
-
-
-def _raise_unreadable(error: OSError) -> None:
-    """`os.walk` would skip the folder, and its images, without an error."""
-    raise SourceError(
-        f"reading the directory {error.filename} failed: {error.strerror}. Allow reading it, or move it elsewhere."
-    ) from error

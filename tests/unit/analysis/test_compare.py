@@ -190,6 +190,7 @@ def test_side_b_may_be_in_another_root(nights: Root, tmp_path: Path) -> None:
         (["n1"], ["has no run of cats before the run n1", "n4 (cats@v2)", "name both sides"]),
         (["n4", "--baseline", "2h"], ["has no run of cats in the 2h before the run n4"]),
         (["n1", "n1"], ["both sides are the run n1"]),
+        (["n1", "none"], ["'none' is not a run or a date, and ", "has no rows of the model 'none'"]),
         (["n1", "n2", "--baseline", "7d"], ["--baseline 7d takes the place of A"]),
         (["n4", "--baseline", "week"], ["'week' is not a duration"]),
         (["--images", "common"], ["no image is in both sides (20 in A, 20 in B)", "--images all"]),

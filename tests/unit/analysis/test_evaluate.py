@@ -272,7 +272,7 @@ def test_an_overlong_line_of_the_truth_is_a_bad_line(manifest: Path) -> None:
 def test_a_missing_or_unlabelled_truth_is_refused(manifest: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         read_truth(manifest)
-    with pytest.raises(SourceError, match="1 lines have none"):
+    with pytest.raises(SourceError, match="1 line without labels"):
         read_truth(write(manifest, {"source-ref": "s3://b/1"}))
 
 

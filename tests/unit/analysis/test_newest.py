@@ -166,8 +166,8 @@ def test_thresholds_are_read_from_toml(tmp_path: Path) -> None:
         (b"labels = 3", r"labels must be a table \[labels\], not 3"),
         (b"model = 3\ndefault = 1", "model must be the text of an ARN"),
         (b"cat = 50", "has the unknown key 'cat'; its keys are default, model, and a table"),
-        (b"default = ", "is not TOML"),
-        (b"\xff", "is not TOML"),
+        (b"default = ", "is not valid TOML"),
+        (b"\xff", "is not valid TOML"),
     ],
 )
 def test_a_bad_file_of_thresholds_is_refused_in_one_sentence(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -144,7 +144,7 @@ def documented(pattern: str) -> list[float]:
 def test_nights_without_a_shift_seldom_give_an_alarm(simulated: Callable[..., Alarms], at: int) -> None:
     share = simulated(101, shift=0).any(axis=1).mean()
     assert 0 < share <= MOST_ALARMS
-    pattern = r"alarm for any label in ([\d.]+) % of the pairs \(samples\) and ([\d.]+) %"
+    pattern = r"reported as significant in ([\d.]+) % \(samples\) and ([\d.]+) % \(pairs\)"
     assert share == pytest.approx(documented(pattern)[at], abs=0.01)
 
 

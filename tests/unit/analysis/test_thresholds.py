@@ -366,7 +366,14 @@ def test_an_existing_file_is_replaced_only_on_request(choice: ThresholdChoice, r
     assert tomllib.loads(file.read_text(encoding="utf-8"))["model"]
 
 
-@pytest.mark.parametrize(("name", "why"), [("s3://b/t.toml", "is in S3"), ("folder", "is a directory")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("s3://b/t.toml", "is in S3"),
+        ("folder", "is a directory"),
+        ("none/t.toml", "is in a directory that does not exist; create it first"),
+    ],
+)
 def test_what_is_not_a_local_file_is_refused(
     choice: ThresholdChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
@@ -379,8 +386,6 @@ def test_what_is_not_a_local_file_is_refused(
 def test_a_failed_write_leaves_nothing_behind(
     choice: ThresholdChoice, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OutputError, match=r"none/t.toml failed: No such file"):
-        write_thresholds(choice, tmp_path / "none" / "t.toml", root=str(root))
     (tmp_path / "t.toml").write_text("mine")
     before = sorted(tmp_path.iterdir())
 
@@ -436,8 +441,8 @@ def test_output_for_people_names_what_limits_the_choice(root: Root, manifest: Pa
     cat = next(line for line in result.stdout.splitlines() if line.startswith("cat"))
     assert cat.split()[1] == "60"
     assert cat.endswith("recall of at least 0.9 not reached, lower scores are cut off, few images")
-    assert "scores are cut off from below for 1 label" in result.stderr
-    assert "fewer than 30 images are behind 1 label:" in result.stderr
+    assert "the low scores of 1 label are missing" in result.stderr
+    assert "the figures of 1 label are based on fewer than 30 images:" in result.stderr
 
 
 def test_json_has_curves_and_calibration_and_csv_the_labels(root: Root, manifest: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_waiting_for_a_silent_endpoint_can_be_cancelled(monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{listening.getsockname()[1]}")
 
         async def main() -> None:
-            with anyio.fail_after(5):  # the client itself would wait for twenty seconds
+            with anyio.fail_after(15):  # the client itself would wait for twenty seconds
                 async with anyio.create_task_group() as group:
                     group.start_soon(find_store_access, Aws(), "tables")
                     accepted, _ = await anyio.to_thread.run_sync(listening.accept)

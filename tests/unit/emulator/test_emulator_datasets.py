@@ -12,6 +12,9 @@ import pytest
 
 from unit.emulator.harness import Server, refused, running_server
 
+CHANGE_S = 60
+"""How long a change of a dataset takes. Tests set the clock ahead instead of waiting."""
+
 COMMON = {"confidence": 1, "human-annotated": "yes", "creation-date": "2026-11-21T00:00:00", "job-name": "j"}
 
 
@@ -67,7 +70,7 @@ class Shop:
         return arn
 
     def later(self) -> None:
-        self.server.clock.ahead += 5
+        self.server.clock.ahead += CHANGE_S
 
     def describe(self, arn: str) -> dict[str, Any]:
         described: dict[str, Any] = self.client.describe_dataset(DatasetArn=arn)["DatasetDescription"]
@@ -83,7 +86,7 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     (tmp_path / "bucket").mkdir()
-    with running_server(buckets=tmp_path) as server:
+    with running_server(buckets=tmp_path, dataset_seconds=CHANGE_S) as server:
         yield Shop(server, tmp_path / "bucket")
 
 

@@ -271,6 +271,8 @@ def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -
         batchcl.write_report_sync(str(root), tmp_path)
     with pytest.raises(UsageError, match="does not exist; create it first"):
         batchcl.write_report_sync(str(root), tmp_path / "none" / "report.html")
+    with pytest.raises(UsageError, match=r"s3://b/report\.html is in S3; name a local file"):
+        batchcl.write_report_sync(str(root), "s3://b/report.html")
     with pytest.raises(OutputError, match="File name too long"):
         batchcl.write_report_sync(str(root), tmp_path / f"{'x' * 300}.html", gallery=0)
     assert list(tmp_path.iterdir()) == []
