@@ -166,7 +166,7 @@ def no_common_image(truth: Truth, results: Results) -> str:
 
 def _spelling_hint(missing: pl.Series, results: Results) -> str:
     """The difference and the advice if results have the truth's URIs in another spelling; otherwise empty."""
-    others = {}
+    others: dict[str, Any] = {}
     for uri in missing.head(_MAX_SPELLINGS_TRIED):
         bucket, slash, key = uri.removeprefix("s3://").partition("/")
         start, name = (f"s3://{bucket}{slash}", key) if uri.startswith("s3://") else ("", uri)
