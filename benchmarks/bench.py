@@ -55,6 +55,7 @@ BENCHMARKS = (
     Benchmark("filters", ("--rows", 200_000, "--rounds", 1)),
     Benchmark("incremental", ("--known", 1_000_000, "--images", 50_000, "--rounds", 1)),
     Benchmark("nights", ("--nights", 200, "--rounds", 1), ("--nights", 1000, "--rounds", 3)),
+    Benchmark("analysis", ("--files", 20, "--truth", 2000, "--repeat", 1)),
     Benchmark("emulator", ("--calls", 1000)),
 )
 

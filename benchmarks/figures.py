@@ -19,6 +19,7 @@ KEYS_TIMES = 12
 PLANNED, PLAN_S = 1_000_000, 10
 SOURCES_MB = 500
 RUN_MB, RESUME_S = 320, 3
+DUCKDB_TIMES, ANALYSIS_MB = 1.5, 2000
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,19 @@ def emulator(said: dict[str, Any]) -> Iterator[Figure]:
         yield f"images a second, {name}", f"{rate:,.0f}"
 
 
+def analysis(said: dict[str, Any]) -> Iterator[Figure]:
+    """Seconds and the peak of each question, and DuckDB's seconds."""
+    for question, each in said["questions"].items():
+        ours = each["batchcl"]
+        found = f"{ours['seconds']:.1f} s, peak RSS {ours['peak_rss_mb']:.0f} MB"
+        figure = f"{question} of {said['detections']:,} detections"
+        if "ratio" in each:
+            found += f", {each['ratio']:.2f} x DuckDB"
+            yield figure, found, "1.5 x, 2000 MB", each["ratio"] <= DUCKDB_TIMES and ours["peak_rss_mb"] <= ANALYSIS_MB
+        else:
+            yield figure, found
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     reader.__name__: reader
     for reader in (
@@ -223,5 +237,6 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
         incremental,
         nights,
         emulator,
+        analysis,
     )
 }

@@ -150,7 +150,7 @@ def test_label_studio_accepts_and_converts_tasks_with_boxes(boxed, tmp_path):
     results = open_results(str(boxed))
     for path in (tmp_path / "export.json", tmp_path / "coco" / "result.json"):
         truth = read_truth(path, images=results.images(), relative_to=None)
-        summary = evaluate(results.images(), truth).summary
+        summary = evaluate(results, truth).summary
         assert (summary["images"], summary["missing"]) == (3, 0)
         assert (summary["macro_f1"], summary["mean_average_precision"]) == (1, 1)
 

@@ -6,6 +6,7 @@ It runs what is collected without another engine, and whatever polars itself rea
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -74,25 +75,52 @@ def is_streaming():
     return any("async-executor" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
 
 
-root = sys.argv[1]
+root, truth = sys.argv[1:]
 results = open_results(root)
 for frame in (results.images(), results.detections(), results.failures(), results.runs()):
     frame.collect(engine="in-memory")
-query(results, "SELECT label, COUNT(*) FROM detections d JOIN results r ON r.uri = d.uri GROUP BY label")
+query(results, "SELECT label, COUNT(*), AVG(confidence) FROM detections d JOIN results r ON r.uri = d.uri GROUP BY 1")
+query(results, "SELECT label, COUNT(*) AS detections FROM detections GROUP BY label")
 query(results, "SELECT * FROM failures WHERE date = '2026-11-21'")
-for command in (["labels"], ["confidence"], ["failures", "--csv"], ["runs", "--json"]):
-    app([*command, root], standalone_mode=False)
+sides = ["compare", root, "date:2026-11-20", "date:2026-11-21"]
+for command in (
+    ["labels", root],
+    ["confidence", root],
+    ["confidence", root, "--per-label"],
+    ["failures", root, "--csv"],
+    ["runs", root, "--json"],
+    ["evaluate", root, "--truth", truth],
+    ["thresholds", root, "--truth", truth],
+    [*sides, "--images", "common"],
+    [*sides, "--images", "all"],
+):
+    app(command, standalone_mode=False)
+    print(command, is_streaming(), file=sys.stderr)
 before = is_streaming()
 pl.DataFrame({"a": [1]}).write_csv()
 sys.exit(f"before: {before}, after: {is_streaming()}")
 """
 """What reads an output root, and then a call that does start the engine's threads."""
 
+IMAGES = 5000
+"""polars aggregates fewer than 1,000 rows without these threads."""
+
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 def test_reading_a_root_starts_no_thread_of_that_engine(tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    root.results(scored("s3://b/1", Label("cat", 90.0)), scored("s3://b/2"))
-    root.failures([failed("s3://b/3")], first=1)
-    done = subprocess.run([sys.executable, "-c", READING, tmp_path], capture_output=True, text=True, check=False)
-    assert done.stderr == "before: False, after: True\n"
+    root = Root(tmp_path / "out")
+    for date in ("2026-11-20", "2026-11-21"):
+        rows = (
+            scored(f"s3://b/{number}", Label(f"l{number % 5}", number % 100 + 0.5), Label("x", number % 90 + 0.5))
+            for number in range(IMAGES)
+        )
+        root.results(*rows, date=date, run_id=date, min_confidence=0)
+    root.failures([failed(f"s3://b/-{number}") for number in range(IMAGES)], first=1)
+    truth = tmp_path / "truth.manifest"
+    about = {"class-name": "x", "type": "groundtruth/image-classification", "confidence": 1}
+    lines = [{"source-ref": f"s3://b/{number}", "label": 0, "label-metadata": about} for number in range(IMAGES)]
+    truth.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = subprocess.run(
+        [sys.executable, "-c", READING, root.path, truth], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.endswith("before: False, after: True\n")

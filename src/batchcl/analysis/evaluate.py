@@ -10,7 +10,7 @@ import polars as pl
 
 from batchcl.analysis.average_precision import average_precision
 from batchcl.analysis.counts import NONE
-from batchcl.analysis.results import shown_model
+from batchcl.analysis.results import Results, shown_model
 from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 from batchcl.spellings import spellings
@@ -41,9 +41,9 @@ class Evaluation:
 
 
 def evaluate(
-    images: pl.LazyFrame, truth: Truth, *, min_confidence: float | None = None, failures: pl.LazyFrame | None = None
+    results: Results, truth: Truth, *, min_confidence: float | None = None, failures: pl.LazyFrame | None = None
 ) -> Evaluation:
-    """Compare results with the truth, joined on `uri`.
+    """Compare results with the truth, joined on `uri`. Blocks; memory grows with the images of the truth only.
 
     Only images with both are evaluated. The summary counts the others: `missing` (truth without a result),
     `missing_failed` (those of them with a row in `failures`), `missing_hint` (set if results have them in another
@@ -51,7 +51,7 @@ def evaluate(
     latest result is used.
 
     Args:
-        images: as from `Results.images()`.
+        results: of one model.
         truth: as from `read_truth`.
         min_confidence: ignore detections below it, 0 to 100. A run's own `min_confidence` has already been applied.
         failures: as from `Results.failures()`.
@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         UsageError: the results are from several models, or none of their images is in the truth.
     """
-    evaluated, counts = _join_truth(images, truth, failures=failures)
+    evaluated, counts = _join_truth(results, truth, failures=failures)
     expected = truth.images.join(evaluated, on="uri", how="semi").sort("uri")
     detected = _detections(evaluated, min_confidence)
     labels = _per_label(expected, detected)
@@ -81,32 +81,44 @@ def evaluate(
 
 
 def _join_truth(
-    images: pl.LazyFrame, truth: Truth, *, failures: pl.LazyFrame | None
+    results: Results, truth: Truth, *, failures: pl.LazyFrame | None
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The latest result of each image of the truth, sorted by `uri`, and the counts of the summary."""
-    scored = images.select("uri", "model", "model_arn").collect(engine="in-memory")
-    check_one_model(scored.select("model", "model_arn").unique().rows())
+    in_truth = truth.images.select("uri")
+    hashes = in_truth["uri"].hash().sort()
+    known: list[pl.DataFrame] = []
+    models: set[tuple[Any, ...]] = set()
+    examples: list[str] = []
+    extra = 0
+    for frame in results.frames(["uri", "model", "model_arn", "scored_at", "labels"]):
+        models |= set(frame.select("model", "model_arn").unique().rows())
+        is_known = _is_among(hashes, frame["uri"].hash())
+        # a filtered frame shares the strings of all rows; a copy in another format doesn't
+        known.append(pl.DataFrame(frame.filter(is_known).to_arrow(compat_level=pl.CompatLevel.oldest())))
+        others = frame["uri"].filter(~is_known)
+        extra += others.len()
+        examples = sorted({*examples, *others.bottom_k(_MAX_EXAMPLES)})[:_MAX_EXAMPLES]
+    check_one_model(models)
     evaluated = (
-        images.filter(pl.col("uri").is_in(truth.images["uri"].implode()))
-        .select("uri", "model", "model_arn", "scored_at", "labels")
-        .collect(engine="in-memory")
+        pl.concat(known)
         .sort("scored_at")
         .unique("uri", keep="last", maintain_order=True)
+        .join(in_truth, on="uri", how="semi")
         .sort("uri")
+        if known
+        else pl.DataFrame(schema={"uri": pl.String()})
     )
-    results = scored.select("uri").unique()
-    missing = truth.images.join(results, on="uri", how="anti").select("uri").sort("uri")
-    extra = results.join(truth.images, on="uri", how="anti").sort("uri")
     if evaluated.is_empty():
         raise UsageError(no_common_image(truth, results))
+    missing = in_truth.join(evaluated, on="uri", how="anti").sort("uri")
     return evaluated, {
         "images": evaluated.height,
         "missing": missing.height,
         "missing_failed": None if failures is None else _count_failed(missing, failures),
         "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
-        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
-        "extra": extra.height,
-        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
+        "missing_hint": _spelling_hint(missing["uri"], results) or None,
+        "extra": extra,
+        "extra_examples": examples,
         **truth_counts(truth),
     }
 
@@ -125,7 +137,7 @@ def truth_counts(truth: Truth) -> dict[str, Any]:
     }
 
 
-def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+def check_one_model(models: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
     """Return `models`, (name, ARN); raise `UsageError` if there are several."""
     known = pl.DataFrame(list(models), schema=["model", "model_arn"], orient="row")
     if known.height > 1:
@@ -137,32 +149,45 @@ def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, st
     return models
 
 
-def no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
-    """The error if no image of the truth is among the results, which have the column `uri`."""
-    if latest.is_empty():
+def no_common_image(truth: Truth, results: Results) -> str:
+    """The error if no image of the truth is among the results. Blocks."""
+    found = [(frame.height, frame["uri"].min()) for frame in results.frames(["uri"]) if frame.height]
+    if not found:
         return "the results have no scored image; `batchcl failures` lists the reasons"
-    example = str(latest["uri"].min())
-    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or (
+    example = min(str(first) for _, first in found)
+    advice = _spelling_hint(truth.images["uri"].sort(), results) or (
         "the URIs must be equal"
         if truth.matches is None
         else "name the folder in which the results have the images with --relative-to"
     )
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
-        f"{truth.images['uri'].min()!s}, and the {latest.height} results have {example}; {advice}"
+        f"{truth.images['uri'].min()!s}, and the {sum(rows for rows, _ in found)} results have {example}; {advice}"
     )
 
 
-def _spelling_hint(missing: pl.Series, extra: pl.Series) -> str:
+def _spelling_hint(missing: pl.Series, results: Results) -> str:
     """The difference and the advice if results have the truth's URIs in another spelling; otherwise empty."""
-    results = set(extra)
+    others: dict[str, Any] = {}
     for uri in missing.head(_MAX_SPELLINGS_TRIED):
         bucket, slash, key = uri.removeprefix("s3://").partition("/")
         start, name = (f"s3://{bucket}{slash}", key) if uri.startswith("s3://") else ("", uri)
-        for other in spellings(name):
-            if start + other.name in results:
-                return f"the truth's names are {other.what}; {other.advice}"
-    return ""
+        others |= {start + other.name: other for other in spellings(name) if start + other.name not in others}
+    hashes = pl.Series(list(others), dtype=pl.String).hash().sort()
+    found: set[str] = set()
+    for frame in results.frames(["uri"]) if others else ():
+        found |= set(frame["uri"].filter(_is_among(hashes, frame["uri"].hash())))
+    return next(
+        (f"the truth's names are {each.what}; {each.advice}" for uri, each in others.items() if uri in found), ""
+    )
+
+
+def _is_among(ascending: pl.Series, values: pl.Series) -> pl.Series:
+    """For each value, whether `ascending` has it; faster than `is_in`, which makes a hash table each time."""
+    if ascending.is_empty():
+        return pl.Series([False]).new_from_index(0, values.len())
+    position = pl.Series(ascending.search_sorted(values)).clip(upper_bound=ascending.len() - 1)
+    return ascending.gather(position) == values
 
 
 def _detections(evaluated: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import polars as pl
 if TYPE_CHECKING:
     from batchcl.analysis.part_files import Batch
 
-__all__ = ["BIN_WIDTH", "Origin", "PairCounts", "Rows", "SideCounts", "count_pairs"]
+__all__ = ["BIN_WIDTH", "Origin", "PairCounts", "Rows", "SideCounts", "count_pairs", "find_sorted"]
 
 _T = TypeVar("_T")
 _Array = np.ndarray[Any, np.dtype[Any]]
@@ -161,7 +161,7 @@ class _Images:
 
     def counted(self, keys: _Array, at: int, model_arn: str) -> _Array:
         """For each hash, whether the row of this source counts."""
-        position, is_repeated = _find(self.repeated, keys)
+        position, is_repeated = find_sorted(self.repeated, keys)
         counted = ~is_repeated
         counted[is_repeated] = self.newest[position[is_repeated]] == self.sources[at, model_arn]
         return counted
@@ -201,7 +201,7 @@ def _newest_sources(side: Sequence[Rows], sources: Mapping[tuple[int, str], int]
     """For each of the images, the source with the newest row."""
 
     def read(batch: Batch) -> tuple[str, _Array, _Array]:
-        position, is_repeated = _find(repeated, _keys(batch.images))
+        position, is_repeated = find_sorted(repeated, _keys(batch.images))
         return batch.model_arn, position[is_repeated], batch.images["scored_at"].to_physical().to_numpy()[is_repeated]
 
     newest, times = np.zeros(len(repeated), np.uint16), np.full(len(repeated), np.iinfo(np.int64).min)
@@ -213,7 +213,7 @@ def _newest_sources(side: Sequence[Rows], sources: Mapping[tuple[int, str], int]
     return newest
 
 
-def _find(keys: _Array, wanted: _Array) -> tuple[_Array, _Array]:
+def find_sorted(keys: _Array, wanted: _Array) -> tuple[_Array, _Array]:
     """The positions of the wanted hashes in the sorted ones, and whether they are there."""
     position = np.zeros(len(wanted), np.int64)
     if not len(keys):
@@ -227,7 +227,7 @@ def _find(keys: _Array, wanted: _Array) -> tuple[_Array, _Array]:
 def _common(keys_a: _Array, keys_b: _Array) -> _Array:
     """The hashes in both, sorted; as `np.intersect1d`, which needs four times the memory of its arguments."""
     chunks = np.array_split(keys_a, len(keys_a) // _KEYS_AT_ONCE + 1)
-    common: _Array = np.concatenate([chunk[_find(keys_b, chunk)[1]] for chunk in chunks])
+    common: _Array = np.concatenate([chunk[find_sorted(keys_b, chunk)[1]] for chunk in chunks])
     return common
 
 
@@ -278,7 +278,7 @@ class _Batch:
 def _read_labels(side: Sequence[Rows], images: _Images, common: _Array, *, paired: bool) -> Iterator[_Batch]:
     def read(at: int, batch: Batch) -> _Batch:
         keys = _keys(batch.images)
-        position, is_common = _find(common, keys)
+        position, is_common = find_sorted(common, keys)
         counted = images.counted(keys, at, batch.model_arn)
         is_common &= counted
         return _reduced(batch, compared=is_common if paired else counted, is_common=is_common, position=position)

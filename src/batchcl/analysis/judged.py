@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batchcl.analysis.average_precision import matched_boxes
+from batchcl.analysis.image_pairs import find_sorted
 from batchcl.analysis.part_files import Batch
 from batchcl.analysis.precision_recall import LabelScores
 from batchcl.analysis.results import Results
@@ -102,7 +103,7 @@ class JudgedDetections:
         Lower scores are missing for at least some images. None: they are missing, from an unknown threshold on.
         """
         positive_image = self._positives["image"].to_numpy()
-        positives = _slices(self._positives)
+        positives = _slices(self._positives["label"])
         given = [each for each in self.min_confidences if each is not None]
         known = max(given, default=0.0)
         for label in sorted({*positives, *(label for batch in self._batches for label in batch.labels)}):
@@ -153,28 +154,67 @@ def read_judged(results: Results, truth: Truth, *, image_level: bool = False) ->
 
 
 class _NumberedTruth(NamedTuple):
-    """Truth whose images have numbers.
+    """Truth whose images and labels have numbers.
 
     Attributes:
         images: `uri`, sorted; its row is the number of the image.
         positives: `image`, `label`, and for boxes `uri` and the box; sorted by image.
+        hashes: of the URIs, ascending.
+        numbers: of the images with these hashes.
+        codes: of the labels.
+        keys: image number * number of labels + label code of each of `positives`, ascending.
     """
 
     images: pl.DataFrame
     positives: pl.DataFrame
+    hashes: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
+    codes: dict[str, int]
+    keys: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, images: pl.DataFrame, positives: pl.DataFrame) -> _NumberedTruth:
+        """Number the images by their order and the labels."""
+        hashes = images["uri"].hash().to_numpy()
+        numbers = np.argsort(hashes)
+        names = positives["label"].unique().sort().to_list()
+        codes = {name: code for code, name in enumerate(names)}
+        code = positives["label"].cast(pl.Enum(names)).to_physical().to_numpy()
+        keys = np.sort(positives["image"].to_numpy().astype(np.int64) * len(codes) + code)
+        return cls(images.select("uri"), positives, hashes[numbers], numbers, codes, keys)
+
+    def find(self, uris: pl.Series) -> NDArray[np.int64]:
+        """The numbers of images, -1 for those that the truth doesn't have.
+
+        They are compared by a 64-bit hash: of 100 million results, one is taken for one of 200,000 images of the truth
+        with a probability of 1 in a million.
+        """
+        position, found = find_sorted(self.hashes, uris.hash().to_numpy())
+        numbers = np.full(len(uris), -1)
+        numbers[found] = self.numbers[position[found]]
+        return numbers
+
+    def has(self, image: NDArray[np.int64], labels: pl.Series) -> NDArray[np.bool_]:
+        """For each image and label, whether the label is true."""
+        names = labels.unique().cast(pl.String).to_list()
+        codes = [self.codes.get(name, -1) for name in names]
+        code = labels.cast(pl.String).replace_strict(names, codes, return_dtype=pl.Int64).to_numpy()
+        _, found = find_sorted(self.keys, image * len(self.codes) + code)
+        is_true: NDArray[np.bool_] = found & (code >= 0)
+        return is_true
 
 
 def _truth_of_images(truth: Truth) -> _NumberedTruth:
     images = truth.images.sort("uri").with_row_index("image")
     labels = images.select("image", label="labels").explode("label", empty_as_null=False, keep_nulls=False)
-    return _NumberedTruth(images.select("uri"), labels.with_columns(pl.col("label").cast(pl.Categorical)))
+    return _NumberedTruth.of(images, labels)
 
 
 def _truth_of_boxes(truth: Truth) -> _NumberedTruth:
     located = truth.images.filter("detection", ~pl.col("uri").is_in(list(truth.unsized)))
     images = located.sort("uri").with_row_index("image")
     boxes = truth.boxes.join(images.select("uri", "image"), on="uri").sort("image")
-    return _NumberedTruth(images.select("uri"), boxes.with_columns(pl.col("label").cast(pl.Categorical)))
+    return _NumberedTruth.of(images, boxes)
 
 
 def _read(results: Results, truth: _NumberedTruth, *, by_box: bool) -> JudgedDetections:
@@ -197,69 +237,69 @@ def _read(results: Results, truth: _NumberedTruth, *, by_box: bool) -> JudgedDet
         _batches=batches,
         _is_latest=np.split(is_latest, np.cumsum([batch.image.size for batch in batches])[:-1]) if batches else [],
         _has_result=has_result,
-        _positives=truth.positives.select("image", pl.col("label").cast(pl.String)).sort("label"),
+        _positives=truth.positives.select("image", "label").sort("label"),
     )
 
 
 def _judge(batch: Batch, truth: _NumberedTruth, *, by_box: bool) -> _JudgedBatch:
-    start, end = _range(truth.images["uri"], batch.images["uri"])
-    numbered = truth.images.slice(start, end - start).with_row_index("image", offset=start)
-    rows = (
-        batch.images.with_row_index("batch_row")
-        .join(numbered, on="uri", how="inner", maintain_order="left")
-        .with_row_index("row")
+    number = truth.find(batch.images["uri"])
+    is_known = number >= 0
+    images = batch.images.filter(is_known)
+    image = number[is_known]
+    row_of = np.cumsum(is_known) - 1
+    own = batch.detections["image"].to_numpy()
+    kept = is_known[own]
+    row = row_of[own[kept]]
+    is_full = np.bincount(row, minlength=image.size) >= (
+        images["max_results"].cast(pl.Float64).fill_null(np.inf).to_numpy()
     )
-    row_of = np.full(batch.rows, -1, np.int64)
-    row_of[rows["batch_row"].to_numpy()] = rows["row"].to_numpy()
-    row = pl.Series(row_of[batch.detections["image"].to_numpy()])
-    found = batch.detections.with_columns(row.alias("row")).filter(row >= 0)
-    labels_of = np.bincount(found["row"].to_numpy(), minlength=rows.height)
-    is_full = labels_of >= rows["max_results"].cast(pl.Float64).fill_null(np.inf).to_numpy()
-    start, end = _range(truth.positives["image"], rows["image"])
-    positives = truth.positives.slice(start, end - start)
-    detections = found.with_columns(
-        pl.col("row").cast(pl.UInt32), *(rows[name].gather(found["row"]) for name in ("image", "uri"))
-    ).filter(pl.col("label").is_not_null(), pl.col("confidence").is_finite())
-    judged = (_judge_boxes if by_box else _judge_images)(detections, positives).sort("label")
-    extra = batch.images.select("uri").join(rows, on="uri", how="anti")["uri"]
+    detections = (
+        batch.detections.filter(kept)
+        .with_columns(pl.Series("row", row), pl.Series("image", image[row]))
+        .filter(pl.col("label").is_not_null(), pl.col("confidence").is_finite())
+    )
+    judged = _judge_boxes(detections, images["uri"], image, truth) if by_box else _judge_images(detections, truth)
     return _JudgedBatch(
         model=(batch.model, batch.model_arn),
-        extra=(extra.len(), extra.head(_MAX_EXAMPLES).to_list()),
-        image=rows["image"].to_numpy(),
-        scored_at=rows["scored_at"].cast(pl.Int64).to_numpy(),
-        min_confidence=rows["min_confidence"].fill_null(np.nan).to_numpy(),
+        extra=(batch.rows - image.size, batch.images["uri"].filter(~is_known).head(_MAX_EXAMPLES).to_list()),
+        image=image.astype(np.uint32),
+        scored_at=images["scored_at"].cast(pl.Int64).to_numpy(),
+        min_confidence=images["min_confidence"].fill_null(np.nan).to_numpy(),
         is_full=is_full,
-        labels=_slices(judged),
-        row=judged["row"].to_numpy(),
+        labels=_slices(judged["label"]),
+        row=judged["row"].to_numpy().astype(np.uint32),
         confidence=judged["confidence"].to_numpy(),
         correct=judged["correct"].to_numpy(),
     )
 
 
-def _range(ascending: pl.Series, values: pl.Series) -> tuple[int, int]:
-    """The rows of `ascending` between the lowest and the highest of `values`; none if there are none."""
-    if values.is_empty():
-        return 0, 0
-    ends = pl.Series([values.min(), values.max()], dtype=values.dtype)
-    start, end = ascending.search_sorted(ends, "left")[0], ascending.search_sorted(ends, "right")[1]
-    return int(start), int(end)
+def _judge_images(detections: pl.DataFrame, truth: _NumberedTruth) -> pl.DataFrame:
+    """`label`, `row`, `confidence` (the highest on the image) and `correct`, sorted by label."""
+    ordered = detections.sort("label", "row", "confidence", descending=[False, False, True])
+    is_highest = (pl.col("label") != pl.col("label").shift()) | (pl.col("row") != pl.col("row").shift())
+    highest = ordered.filter(is_highest.fill_null(value=True))
+    correct = truth.has(highest["image"].to_numpy(), highest["label"])
+    return highest.with_columns(pl.Series("correct", correct, dtype=pl.Boolean))
 
 
-def _judge_images(detections: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
-    """`label`, `row`, `confidence` (the highest on the image) and `correct`."""
-    highest = detections.group_by("label", "row", "image").agg(pl.col("confidence").max())
-    judged = highest.join(positives.with_columns(correct=True), on=["label", "image"], how="left")
-    return judged.with_columns(pl.col("correct").fill_null(value=False))
+def _judge_boxes(
+    detections: pl.DataFrame, uris: pl.Series, image: NDArray[np.int64], truth: _NumberedTruth
+) -> pl.DataFrame:
+    """`label`, `row`, `confidence` and `correct` of the detections with a box, sorted by label."""
+    is_here = np.zeros(truth.images.height, np.bool_)
+    is_here[image] = True
+    positives = truth.positives.filter(is_here[truth.positives["image"].to_numpy()])
+    boxed = (
+        detections.with_columns(uris.gather(detections["row"]).alias("uri"), pl.col("label").cast(pl.String))
+        .drop_nulls(_BOX)
+        .with_columns(pl.col(_BOX).cast(pl.Float64))
+    )
+    return boxed.with_columns(matched_boxes(boxed, positives, _MIN_IOU).alias("correct")).sort("label")
 
 
-def _judge_boxes(detections: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
-    """`label`, `row`, `confidence` and `correct` of the detections with a box."""
-    boxed = detections.drop_nulls(_BOX).with_columns(pl.col(_BOX).cast(pl.Float64))
-    return boxed.with_columns(matched_boxes(boxed, positives, _MIN_IOU).alias("correct"))
-
-
-def _slices(by_label: pl.DataFrame) -> dict[str, slice]:
-    """The rows of each label, of which `by_label` has all rows together."""
-    counts = by_label.group_by("label", maintain_order=True).len().with_columns(pl.col("label").cast(pl.String))
-    ends = counts["len"].cum_sum().to_list()
-    return {label: slice(*rows) for label, *rows in zip(counts["label"], [0, *ends], ends, strict=False)}
+def _slices(sorted_labels: pl.Series) -> dict[str, slice]:
+    """The rows of each label."""
+    runs = sorted_labels.rle()
+    ends = runs.struct.field("len").cum_sum().to_list()
+    names = runs.struct.field("value").cast(pl.String)
+    return {label: slice(*rows) for label, *rows in zip(names, [0, *ends], ends, strict=False)}

@@ -129,7 +129,7 @@ def choose_thresholds(
     judged = read_judged(results.with_all_labels(), truth, image_level=image_level)
     models = check_one_model(judged.models)
     if not judged.images:
-        raise UsageError(no_common_image(truth, results.images().select("uri").collect(engine="in-memory")))
+        raise UsageError(no_common_image(truth, results))
     ((model, model_arn),) = models
     rows, curves, calibration = [], [], []
     for label, scores, judged_from in judged.labels():

@@ -117,7 +117,7 @@ def evaluate(
         profile=profile,
         region=region,
     )
-    evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
+    evaluation = evaluated(results, labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
     elif csv:

@@ -364,7 +364,7 @@ def _carried_truth(results: Results) -> Truth | None:
 def _evaluated(results: Results, truth: Truth) -> dict[str, Any]:
     """`evaluation` and `thresholds`, or `no_evaluation`."""
     try:
-        evaluation = evaluate(results.images(), truth, failures=results.failures())
+        evaluation = evaluate(results, truth, failures=results.failures())
         # the intervals of a bootstrap are not shown
         thresholds = choose_thresholds(results.with_all_labels(), truth, resamples=1)
     except UsageError as error:

@@ -70,7 +70,7 @@ def write(manifest: Path, *lines: dict[str, Any] | bytes) -> Path:
 
 def evaluated(root: Root, manifest: Path, min_confidence: float | None = None) -> Evaluation:
     results = open_results(str(root))
-    return evaluate(results.images(), read_truth(manifest), min_confidence=min_confidence, failures=results.failures())
+    return evaluate(results, read_truth(manifest), min_confidence=min_confidence, failures=results.failures())
 
 
 @pytest.mark.parametrize("threshold", [None, 70.0])
@@ -160,8 +160,8 @@ def test_models_are_never_mixed(root: Root, manifest: Path, make: type[Make]) ->
     write(manifest, line("s3://b/1", "cat"))
     with pytest.raises(UsageError, match=r"m@1, m@2.*--model"):
         evaluated(root, manifest)
-    images = open_results(str(root), model="m@2").images()
-    assert evaluate(images, read_truth(manifest)).summary["model"] == "m@2"
+    results = open_results(str(root), model="m@2")
+    assert evaluate(results, read_truth(manifest)).summary["model"] == "m@2"
 
 
 def test_a_retrained_model_of_the_same_name_is_another_model(root: Root, manifest: Path, make: type[Make]) -> None:
@@ -170,8 +170,8 @@ def test_a_retrained_model_of_the_same_name_is_another_model(root: Root, manifes
         root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=arn, run_id=run_id)
     write(manifest, line("s3://b/1", "cat"))
     with pytest.raises(UsageError, match=rf"{older}, {newer}; choose one with --model"):
-        evaluate(open_results(str(root), model="m@1").images(), read_truth(manifest))
-    summary = evaluate(open_results(str(root), model=newer).images(), read_truth(manifest)).summary
+        evaluate(open_results(str(root), model="m@1"), read_truth(manifest))
+    summary = evaluate(open_results(str(root), model=newer), read_truth(manifest)).summary
     assert (summary["model"], summary["model_arn"]) == ("m@1", newer)
 
 
@@ -292,10 +292,10 @@ def test_the_truth_may_come_from_the_results_themselves(root: Root, manifest: Pa
         *(carrying(each["source-ref"], each, *labels) for each, labels in zip(truths, answers, strict=True)),
         carrying("s3://b/5", None, Label("cat", 60)),
     )
-    images = open_results(str(root)).images()
-    detected = evaluate(images, carried_truth(images))
+    results = open_results(str(root))
+    detected = evaluate(results, carried_truth(results.images()))
     assert detected.summary["unlabelled"] == 2
-    by_file = evaluate(images, read_truth(write(manifest, *truths)))
+    by_file = evaluate(results, read_truth(write(manifest, *truths)))
     assert detected.labels.equals(by_file.labels)
     assert detected.summary["macro_f1"] == by_file.summary["macro_f1"]
 
@@ -341,14 +341,14 @@ def test_predictions_in_a_testing_snapshot_are_not_truth(root: Root, manifest: P
         snapshot("s3://b/3", "owl"),
     ]
     root.results(*(carrying(each["source-ref"], each, Label("cat", 90)) for each in truths))
-    images = open_results(str(root)).images()
-    for truth in (read_truth(write(manifest, *truths)), carried_truth(images)):
+    results = open_results(str(root))
+    for truth in (read_truth(write(manifest, *truths)), carried_truth(results.images())):
         assert sorted(truth.images.select("uri", "labels").rows()) == [
             ("s3://b/1", ["cat"]),
             ("s3://b/2", ["dog"]),
             ("s3://b/3", ["owl"]),
         ]
-        assert evaluate(images, truth).labels.select("label", "true_positives").rows() == [
+        assert evaluate(results, truth).labels.select("label", "true_positives").rows() == [
             ("cat", 1),
             ("dog", 0),
             ("owl", 0),

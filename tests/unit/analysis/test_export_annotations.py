@@ -152,7 +152,7 @@ def test_an_export_as_truth_agrees_with_its_results(boxed, tmp_path, form):
     opened = open_results(str(boxed))
     path = out / "instances.json" if form == "coco" else out
     truth = read_truth(path, images=opened.images(), relative_to=None)
-    summary = evaluate(opened.images(), truth).summary
+    summary = evaluate(opened, truth).summary
     assert (summary["missing"], summary["macro_f1"], summary["mean_average_precision"]) == (0, 1, 1)
 
 
@@ -195,7 +195,7 @@ def test_tasks_of_label_studio_have_predictions_and_a_configuration(boxed, folde
     truth = read_truth(tmp_path / "back.json", images=opened.images())
     assert truth.matches is not None
     assert truth.matches.exact == 4
-    summary = evaluate(opened.images(), truth).summary
+    summary = evaluate(opened, truth).summary
     assert (summary["macro_f1"], summary["mean_average_precision"]) == (1, 1)
 
 

@@ -117,7 +117,7 @@ def test_evaluate_finds_the_same_metrics_at_the_threshold(root: Root, manifest: 
     random_root(root, manifest)
     choice = chosen(root, manifest, **options)
     for label, row in by_label(choice).items():
-        evaluation = evaluate(open_results(str(root)).images(), read_truth(manifest), min_confidence=row["threshold"])
+        evaluation = evaluate(open_results(str(root)), read_truth(manifest), min_confidence=row["threshold"])
         at_threshold = evaluation.labels.row(by_predicate=pl.col("label") == label, named=True)
         for ours, theirs in (("positives", "support"), ("predicted", "predicted")):
             assert row[ours] == at_threshold[theirs]
@@ -306,7 +306,7 @@ def test_readers_apply_the_file(root: Root, manifest: Path, tmp_path: Path) -> N
     write_thresholds(choice, file, root=str(root))
     read = Thresholds.read(file)
     assert read.model == choice.summary["model_arn"]
-    with_them = evaluate(open_results(str(root), thresholds=read).images(), read_truth(manifest)).labels
+    with_them = evaluate(open_results(str(root), thresholds=read), read_truth(manifest)).labels
     expected = choice.labels.select("label", "predicted", "precision", "recall", "f1")
     assert with_them.select(expected.columns).equals(expected)
 

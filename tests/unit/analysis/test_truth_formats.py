@@ -60,7 +60,7 @@ def folders(path: Path, names: dict[str, str]) -> Path:
 
 
 def summary(root: Root, truth: Truth) -> dict[str, Any]:
-    return evaluate(open_results(str(root)).images(), truth).summary
+    return evaluate(open_results(str(root)), truth).summary
 
 
 def read(root: Root, path: Path, **more: Any) -> Truth:
