@@ -61,7 +61,10 @@ def test_a_run_that_stops_early_has_a_report_and_its_exit_code(cli, demo, env, t
     assert "What helps:" in report.read_text()
 
 
-@pytest.mark.parametrize(("path", "reason"), [("none/report.html", "does not exist"), ("", "is a directory")])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("none/report.html", "does not exist"), ("", "is a directory"), ("out/report.html", "is in the output root")],
+)
 def test_a_report_without_a_directory_is_refused_before_a_call(cli, demo, env, tmp_path, path, reason):
     out = tmp_path / "out"
     done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--report", tmp_path / path, env=env)

@@ -19,7 +19,7 @@ import anyio.to_thread
 import polars as pl
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.analysis.results import Results, is_in_root, shown_model
+from batchcl.analysis.results import Results, shown_model
 from batchcl.annotations.coco import CocoWriter
 from batchcl.annotations.cvat import CvatWriter
 from batchcl.annotations.label_studio import LabelStudioWriter
@@ -472,7 +472,7 @@ def _checked_target(results: Results, form: ExportFormat, out: str | os.PathLike
         raise UsageError(f"exporting to {text} failed: the export is written to disk; copy it to S3 afterwards")
     target = Path(os.path.expanduser(text)).absolute()
     root = results.root
-    if is_in_root(target, root):
+    if not root.startswith("s3://") and f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(root)}/"):
         raise UsageError(f"exporting to {target} failed: it is inside {root}; name another location")
     if not os.path.lexists(target):
         return target
