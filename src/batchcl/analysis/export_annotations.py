@@ -19,7 +19,7 @@ import anyio.to_thread
 import polars as pl
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.analysis.results import Results, is_in_root, shown_model
+from batchcl.analysis.results import Results, shown_model
 from batchcl.annotations.coco import CocoWriter
 from batchcl.annotations.cvat import CvatWriter
 from batchcl.annotations.label_studio import LabelStudioWriter
@@ -35,6 +35,7 @@ from batchcl.errors import CallError, OutputError, SourceError, UnreachableError
 from batchcl.groundtruth import parse_extra
 from batchcl.images import MAX_BYTES_S3, escape_name
 from batchcl.imaging.decode import require_pillow, upright_size
+from batchcl.runs.layout import check_outside_root
 from batchcl.runs.schema import RESULTS
 from batchcl.sources.from_results import COLUMNS, ROW_INDEX, condition_columns, condition_rows
 from batchcl.sources.where import Condition
@@ -471,9 +472,7 @@ def _checked_target(results: Results, form: ExportFormat, out: str | os.PathLike
     if text.startswith("s3://"):
         raise UsageError(f"exporting to {text} failed: the export is written to disk; copy it to S3 afterwards")
     target = Path(os.path.expanduser(text)).absolute()
-    root = results.root
-    if is_in_root(target, root):
-        raise UsageError(f"exporting to {target} failed: it is inside {root}; name another location")
+    check_outside_root(str(target), results.root, what="--out")
     if not os.path.lexists(target):
         return target
     if not overwrite:

@@ -7,7 +7,6 @@ Nothing is read until a frame is collected, and then only the columns and partit
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property, partial
@@ -40,7 +39,7 @@ from batchcl.thresholds import Thresholds
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
 
-__all__ = ["DETECTIONS", "Results", "is_in_root", "open_results", "run_table", "shown_model"]
+__all__ = ["DETECTIONS", "Results", "open_results", "run_table", "shown_model"]
 
 T = TypeVar("T")
 
@@ -388,14 +387,6 @@ def open_results(
 
 def _applied(thresholds: Thresholds | float | None) -> Thresholds | None:
     return Thresholds(default=float(thresholds)) if isinstance(thresholds, int | float) else thresholds
-
-
-def is_in_root(path: str | os.PathLike[str], root: str) -> bool:
-    """Whether the local `path`, which need not exist, is the output root `root` or in it. Blocks."""
-    if root.startswith("s3://"):
-        return False
-    folder, file = (os.path.realpath(os.path.expanduser(each)) for each in (root, path))
-    return os.path.commonpath([folder, file]) == folder
 
 
 def shown_model() -> pl.Expr:

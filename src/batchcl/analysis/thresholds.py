@@ -13,10 +13,11 @@ import polars as pl
 
 from batchcl.__about__ import __version__
 from batchcl.analysis.evaluate import check_one_model, no_common_image, truth_counts
-from batchcl.analysis.results import Results, is_in_root
+from batchcl.analysis.results import Results
 from batchcl.analysis.truth import Truth
 from batchcl.errors import OutputError, UsageError
 from batchcl.quantities import pluralize
+from batchcl.runs.layout import check_outside_root
 
 if TYPE_CHECKING:
     from batchcl.analysis.precision_recall import Criterion, LabelScores
@@ -318,8 +319,7 @@ def check_thresholds_path(path: str | os.PathLike[str], *, root: str, overwrite:
     if name.startswith("s3://"):
         raise UsageError(f"--out {name} is in S3; name a local file, and copy it with: aws s3 cp")
     file = os.path.realpath(os.path.expanduser(name))
-    if is_in_root(file, root):
-        raise UsageError(f"--out {name} is in the output root {root}, where only runs write; name a file elsewhere")
+    check_outside_root(name, root, what="--out")
     if os.path.isdir(file):
         raise UsageError(
             f"--out {name} is a directory; name a file in it, such as {os.path.join(name, 'thresholds.toml')}"

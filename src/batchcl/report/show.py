@@ -19,7 +19,7 @@ from typing import Final
 import anyio.to_thread
 import polars as pl
 
-from batchcl.analysis.results import Results, is_in_root, open_results, shown_model
+from batchcl.analysis.results import Results, open_results, shown_model
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.choices import Order
@@ -28,6 +28,7 @@ from batchcl.images import escape_name
 from batchcl.imaging.decode import require_pillow
 from batchcl.report.choose import COLUMNS, best, by_confidence, matching, most_uncertain, newest, random, wrong
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
+from batchcl.runs.layout import check_outside_root
 from batchcl.sources.from_results import COLUMNS as CONDITION_COLUMNS
 from batchcl.sources.from_results import condition_columns
 from batchcl.sources.where import Condition
@@ -137,10 +138,7 @@ async def show_results(
 ) -> pl.DataFrame:
     """`show` for a root that is open."""
     folder = Path(out)
-    if is_in_root(folder, results.root):
-        raise UsageError(
-            f"--out {folder} is in the output root {results.root}, where only runs write; name a directory elsewhere"
-        )
+    check_outside_root(str(folder), results.root, what="--out")
     condition = _check(folder, where=where, sort=sort, limit=limit, truth=truth, max_px=max_px)
     order = None if sort is None and uris else Order(sort or Order.UNCERTAIN)
     most = _LIMIT if limit is None else limit

@@ -17,7 +17,7 @@ import polars as pl
 
 from batchcl.analysis.compare import Comparison, compare
 from batchcl.analysis.evaluate import evaluate
-from batchcl.analysis.results import Results, is_in_root, open_results
+from batchcl.analysis.results import Results, open_results
 from batchcl.analysis.thresholds import choose_thresholds
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
@@ -34,6 +34,7 @@ from batchcl.report.gallery import (
     fit_pictures,
 )
 from batchcl.report.page import Charts, Request, draw_charts, render
+from batchcl.runs.layout import check_outside_root
 from batchcl.runs.record import RunRecord, read_record, read_summary
 from batchcl.runs.store import Store
 from batchcl.sources.files import fetch
@@ -121,7 +122,7 @@ async def write_report(
         SourceError: `truth` can't be read.
         CredentialsError: there are none for S3.
     """
-    path = check_report_file(out, what="the report", root=os.fspath(root))
+    path = check_report_file(out, root, what="the report")
     _check_limits(gallery=gallery, max_mb=max_mb)
     aws = aws or Aws()
     selection = _Selection(
@@ -153,24 +154,23 @@ async def write_report(
     )
 
 
-def check_report_file(out: str | os.PathLike[str], *, what: str, root: str) -> Path:
+def check_report_file(out: str | os.PathLike[str], root: str, *, what: str) -> Path:
     """The path of a report that can probably be written.
 
     Args:
         out: the file.
-        what: the option in messages.
         root: the output root that the report is about.
+        what: the option in messages.
 
     Raises:
-        UsageError: the extra `report` is not installed, the file is in S3 or in `root`, or there is no such directory.
+        UsageError: the extra `report` is not installed, or the path is in S3, in the output root, a
+            directory, or in no directory.
     """
     require_report_extra(what)
-    name = os.fspath(out)
-    if name.startswith("s3://"):
-        raise UsageError(f"{what} {name} is in S3; name a local file, and copy it with: aws s3 cp")
-    path = Path(name).expanduser()
-    if is_in_root(path, root):
-        raise UsageError(f"{what} {path} is in the output root {root}, where only runs write; name a file elsewhere")
+    if os.fspath(out).startswith("s3://"):
+        raise UsageError(f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp")
+    check_outside_root(os.fspath(out), root, what=what)
+    path = Path(os.fspath(out)).expanduser()
     if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
     if not os.path.isdir(path.absolute().parent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = [
     "PartName",
     "RunPaths",
     "admission_path",
+    "check_outside_root",
     "expand_home",
     "incremental_index_path",
     "new_run_id",
@@ -86,6 +88,15 @@ def expand_home(path: str) -> str:
         raise UsageError(
             f"expanding {name} in {path!r} failed: no such home directory; set HOME or write the whole path"
         ) from error
+
+
+def check_outside_root(path: str, root: str, *, what: str) -> None:
+    """Raise `UsageError` if the local file `path` is in the output root; `what` names its option in the message."""
+    if root.startswith("s3://"):
+        return
+    folder = os.path.realpath(os.path.expanduser(root))
+    if os.path.commonpath([folder, os.path.realpath(os.path.expanduser(path))]) == folder:
+        raise UsageError(f"{what} {path} is in the output root {root}, where only runs write; name a file elsewhere")
 
 
 def new_run_id(now: dt.datetime) -> str:

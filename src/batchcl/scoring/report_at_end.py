@@ -20,7 +20,7 @@ def check_report(job: Job) -> None:
     if job.report is not None:
         from batchcl.report.write import check_report_file
 
-        check_report_file(job.report, what="--report", root=job.root)
+        check_report_file(job.report, job.root, what="--report")
 
 
 @asynccontextmanager

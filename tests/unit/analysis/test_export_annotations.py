@@ -371,7 +371,7 @@ def test_an_export_is_complete_or_not_there(boxed, tmp_path, form, monkeypatch):
 
 def test_foreign_files_are_never_replaced(boxed, folder, tmp_path):
     for out in (folder, tmp_path / "out" / "new", tmp_path / "out"):
-        with pytest.raises(UsageError, match=r"not of an earlier export|inside"):
+        with pytest.raises(UsageError, match=r"not of an earlier export|in the output root"):
             exported(boxed, "coco", out, overwrite=True)
     with pytest.raises(UsageError, match="csv is a file, and there is something else"):
         exported(boxed, "csv", folder, overwrite=True)
