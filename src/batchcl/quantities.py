@@ -104,7 +104,7 @@ class Tolerance:
             raise ValueError(f"{text!r} is not a tolerance; write a count such as 20 or a percentage such as 0.5%")
         if match["percent"]:
             percent = float(match["number"])
-            if percent > 100:  # noqa: PLR2004
+            if percent > 100:  # noqa: PLR2004 - per cent
                 raise ValueError(f"{text!r} is more than 100%")
             return cls(percent=percent)
         if not match["number"].isdigit():

@@ -327,7 +327,7 @@ def _common_threshold(a: Side, b: Side) -> float | None:
     """The threshold that makes the sides comparable, None if they are. Raises `UsageError` if there is none."""
     every = a.min_confidences | b.min_confidences
     known = [each for each in every if each is not None]
-    if len(every) < 2:  # noqa: PLR2004
+    if len(every) < 2:  # noqa: PLR2004 - nothing differs
         return None
     if len(known) < len(every):
         raise UsageError(

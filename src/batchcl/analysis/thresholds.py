@@ -170,7 +170,8 @@ def check_thresholds_arguments(*, precision: float | None, recall: float | None,
         raise UsageError("--precision and --recall exclude each other; choose one")
     for flag, value in (("--precision", precision), ("--recall", recall)):
         if value is not None and not 0 < value <= 1:
-            meant = f"did you mean {value / 100:g}?" if 1 < value <= 100 else "use a share such as 0.95"  # noqa: PLR2004
+            is_percent = 1 < value <= 100  # noqa: PLR2004 - per cent
+            meant = f"did you mean {value / 100:g}?" if is_percent else "use a share such as 0.95"
             raise UsageError(f"{flag} {value:g} is not above 0 and at most 1; {meant}")
     if not 1 <= bins <= _MAX_BINS:
         raise UsageError(f"a calibration can't have {bins} bins; the number must be 1 to {_MAX_BINS}")

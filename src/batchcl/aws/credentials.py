@@ -254,7 +254,7 @@ class CredentialCache:
             providers = session.get_component("credential_provider").providers
         for provider in providers:
             if hasattr(provider, "_prompter"):  # botocore's prompter blocks the event loop
-                provider._prompter = partial(_prompt_mfa_code, may_prompt=not self._was_valid)  # noqa: SLF001
+                provider._prompter = partial(_prompt_mfa_code, may_prompt=not self._was_valid)  # noqa: SLF001 - botocore's only way
             with _provider_errors(self.profile, provider.METHOD), anyio.fail_after(_LOAD_TIMEOUT_S):
                 credentials = await provider.load()
                 frozen = None if credentials is None else await credentials.get_frozen_credentials()

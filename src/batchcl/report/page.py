@@ -429,7 +429,7 @@ class _View:
     def _sessions(self) -> list[dict[str, str]]:
         throughput = self.contents.throughput
         summary = None if throughput is None else self.contents.summaries.get(throughput.run_id)
-        if summary is None or len(summary.sessions) < 2:  # noqa: PLR2004 - the run's own row has the same numbers
+        if summary is None or len(summary.sessions) < 2:
             return []
         return [
             {
@@ -681,8 +681,8 @@ def _label(row: Mapping[str, Any], largest: float) -> dict[str, Any]:
 
 def _histogram(label: str, model: str, frame: pl.DataFrame, svg: str) -> dict[str, Any]:
     total = int(frame["detections"].sum())
-    high = int(frame.filter(pl.col("from") >= 90)["detections"].sum())  # noqa: PLR2004
-    low = int(frame.filter(pl.col("to") <= 50)["detections"].sum())  # noqa: PLR2004
+    high = int(frame.filter(pl.col("from") >= 90)["detections"].sum())
+    low = int(frame.filter(pl.col("to") <= 50)["detections"].sum())
     shares = "" if not total else f"{_percent(high / total)} at 90 or above, {_percent(low / total)} below 50"
     return {
         "label": label,
@@ -751,13 +751,13 @@ def _pace(value: Any) -> str:
 def _cost(dollars: float | None) -> str:
     if dollars is None:
         return _DASH
-    return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.2g}"  # noqa: PLR2004
+    return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.2g}"
 
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return _DASH
-    if seconds < 10:  # noqa: PLR2004
+    if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:

@@ -308,7 +308,7 @@ def _compared(selection: _Selection, contents: Contents, history: Results, *, ex
     """`comparison` with the baseline, or `no_comparison`; nothing if there is only one run."""
     baseline = selection.baseline
     now = selection.compared(contents)
-    if baseline is None and (now is None or history.runs().collect(engine="in-memory").height < 2):  # noqa: PLR2004
+    if baseline is None and (now is None or history.runs().collect(engine="in-memory").height < 2):
         return {}
     is_time = baseline is not None and _is_duration(baseline)
     try:

@@ -162,7 +162,7 @@ class Sample:
         """Parse `1000` or `2%`. Raises `UsageError`."""
         match = _SAMPLE.fullmatch(text)
         number = float(match["number"]) if match is not None else 0.0
-        if match is not None and match["percent"] and 0 < number <= 100:  # noqa: PLR2004
+        if match is not None and match["percent"] and 0 < number <= 100:  # noqa: PLR2004 - per cent
             return cls(share=number / 100, seed=seed)
         if match is not None and not match["percent"] and number >= 1 and match["number"].isdigit():
             return cls(count=int(match["number"]), seed=seed)
