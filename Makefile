@@ -1,7 +1,7 @@
 # Two commands do everything, set-up included:  make demo   and   make test
 PYTHON ?= python3
 VENV   ?= .venv
-WORKERS ?= 3
+WORKERS ?= 4
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
