@@ -235,9 +235,9 @@ def test_a_running_model_needs_no_start_permission(trained, proxy):
 
 
 def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy):
-    key = lease_key("run of the dead")
+    key = lease_key("killed run")
     expired_at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
-    lease = LeaseTag(key=key, role=Role.SCHEDULED, until=expired_at, holder="run of the dead")
+    lease = LeaseTag(key=key, role=Role.SCHEDULED, until=expired_at, holder="killed run")
     rekognition = client("rekognition", trained.emulator)
     rekognition.tag_resource(ResourceArn=trained.arn, Tags={key: lease.value})
     start_model(trained.emulator, trained.arn, 1)

@@ -16,7 +16,7 @@ __all__ = ["Criterion", "Curve", "Intervals", "LabelScores", "Reliability", "boo
 
 _BLOCKS: Final = 500
 _STEPS: Final = 500
-"""A bootstrap resamples at most so many blocks of images, on at most so many thresholds.
+"""The largest number of blocks of images that a bootstrap resamples, and of thresholds that it evaluates.
 
 With fewer images and scores it is exact. Beyond that, 500 blocks estimate a standard error within 3 %, and 500 steps
 are 0.2 % of the scores each; time and memory stay constant.

@@ -28,7 +28,7 @@ class FakeAws:
 
     It counts concurrent reads.
 
-    `width`: reads wait until so many are open at the same time.
+    `width`: each read waits until this many are open at the same time.
     """
 
     def __init__(self, objects: Mapping[str, bytes | str], *, width: int = 1) -> None:
