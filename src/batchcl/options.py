@@ -193,7 +193,13 @@ class JobOptions:
     grace: Annotated[Duration, Option("Longest time from a signal to the exit.", LIMITS, "DURATION")] = "25s"
     max_cost: Annotated[
         float | None,
-        Option("Stop when the model has cost this many dollars; the run can be resumed.", LIMITS, "USD", above=0),
+        Option(
+            "Stop when the model has cost this many dollars in this run, over all its sessions.", LIMITS, "USD", above=0
+        ),
+    ] = None
+    monthly_budget: Annotated[
+        float | None,
+        Option("Stop when the runs of ROOT have cost this many dollars in this month, in UTC.", LIMITS, "USD", above=0),
     ] = None
 
     sse: Annotated[

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-__all__ = ["SessionRecord", "SourceCounts", "Summary", "rate"]
+__all__ = ["BILLED_USES", "SessionRecord", "SourceCounts", "Summary", "rate"]
 
 
 Status = Literal["done", "stopped"]
+
+BILLED_USES: Final = ("start", "scoring", "throttled", "idle", "tail", "stop")
+"""What a billed second of the model is used for; `batchcl.lifetime.meter` says when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,11 @@ class SessionRecord:
         images: images with an outcome that were called for.
         seconds: from the first call to the last row; 0 without a call.
         images_per_second: `images` divided by `seconds`.
+        units: inference units of the model, such as `2` or `1:3`; None if unknown.
         cost_usd: minimum cost of the model in this session; None if the session did not start it.
+        cost_by_month: `cost_usd` by UTC month, such as `2026-11`.
+        billed_s: seconds in which the model was billed, by use: start, scoring, throttled, idle, tail, stop.
+        start_s: seconds from the accepted start until the model was RUNNING; None if the session did not start it.
     """
 
     number: int
@@ -35,7 +42,11 @@ class SessionRecord:
     images: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
+    units: str | None = None
     cost_usd: float | None = None
+    cost_by_month: dict[str, float] = field(default_factory=dict)
+    billed_s: dict[str, float] = field(default_factory=dict)
+    start_s: float | None = None
 
     @classmethod
     def of(cls, number: int, progress: Mapping[str, Any]) -> SessionRecord:
@@ -49,7 +60,11 @@ class SessionRecord:
             images=int(images),
             seconds=seconds,
             images_per_second=rate(images, seconds),
+            units=progress.get("units"),
             cost_usd=None if progress.get("cost_usd") is None else _number(progress, "cost_usd"),
+            cost_by_month=dict(progress.get("cost_by_month") or {}),
+            billed_s=dict(progress.get("billed_s") or {}),
+            start_s=progress.get("start_s"),
         )
 
 
@@ -119,6 +134,8 @@ class Summary(SourceCounts):
         seconds: sum over the sessions of the time from first call to last row.
         images_per_second: images called for, divided by `seconds`.
         cost_usd: minimum cost of the model; None if no session started it.
+        cost_by_month: `cost_usd` by UTC month.
+        billed_s: seconds in which the model was billed, by use, of all sessions.
         sessions: the sessions in order; a killed one is counted up to its last heartbeat.
         min_confidence: the requested minimum; None for the model's own threshold.
         tolerated: whether failures stayed within `max_failures`.
@@ -144,6 +161,8 @@ class Summary(SourceCounts):
     tolerated: bool = True
     min_confidence: float | None = None
     cost_usd: float | None = None
+    cost_by_month: dict[str, float] = field(default_factory=dict)
+    billed_s: dict[str, float] = field(default_factory=dict)
     retryable: int | None = None
     fittable: int | None = None
     round: int = 0

@@ -267,7 +267,7 @@ class FakeModelManager(ModelManager):
     def remember(self, before_start: Callable[[], Awaitable[None]]) -> None:
         """Never called: it starts no model."""
 
-    def adopt(self) -> None:
+    def adopt(self, *, unattended_since: dt.datetime | None = None) -> None:
         """No earlier session has started the model."""
 
     async def check(self) -> None:

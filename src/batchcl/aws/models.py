@@ -16,7 +16,6 @@ from batchcl.errors import ModelError, UsageError
 from batchcl.quantities import Units
 
 __all__ = [
-    "DOLLARS_PER_TRAINING_HOUR",
     "IN_USE",
     "STARTABLE",
     "START_TIMEOUT_S",
@@ -35,8 +34,6 @@ __all__ = [
     "wait_trained",
 ]
 
-DOLLARS_PER_TRAINING_HOUR: Final = 1.0
-"""Price of an hour of training; parallel training bills several hours for one. Source: pricing page."""
 
 START_TIMEOUT_S: Final = 45 * 60.0
 """Models take up to 30 minutes to start. Source: developer guide, "Running a model"."""

@@ -157,9 +157,9 @@ def _show(tables: dict[str, Any]) -> None:
 
 
 def _report_bill(model: Model) -> None:
-    from batchcl.aws.models import DOLLARS_PER_TRAINING_HOUR
+    from batchcl.prices import training_hour_usd
 
     if model.training_seconds is not None:
         hours = model.training_seconds / 3600
         took = f"{hours:.1f} hours" if hours >= 1 else f"{model.training_seconds / 60:.1f} minutes"
-        write_line(f"billed for {took} of training: ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")
+        write_line(f"billed for {took} of training: ${hours * training_hour_usd():.2f}")

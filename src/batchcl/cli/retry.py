@@ -27,6 +27,7 @@ _OPTIONS: Final = (
     "deadline",
     "grace",
     "max_cost",
+    "monthly_budget",
     "allow_overlap",
     "sse",
     "sse_kms_key_id",

@@ -14,6 +14,7 @@ Who stops the model? Three properties, each of which implies the next:
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -37,15 +38,14 @@ from batchcl.errors import (
     UsageError,
 )
 from batchcl.events import ModelUse, Notice, Observer, SafeObserver
+from batchcl.lifetime.meter import Meter
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
+from batchcl.prices import unit_hour_usd
 from batchcl.quantities import Units
 from batchcl.stop_signal import MODEL, StopSignal
 
-__all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelManager"]
-
-DOLLARS_PER_UNIT_HOUR: Final = 4.0
-"""Price of an inference unit while the model is RUNNING, idle or not; source: the service's pricing page."""
+__all__ = ["ModelManager"]
 
 _STOP_TIMEOUT_S: Final = 300.0
 _HURRIED_STOP_TIMEOUT_S: Final = 10.0
@@ -62,8 +62,8 @@ _MAX_IN_USE: Final = 3
 """Responses ResourceInUseException to starts of a model that is described as down, until the start is given up."""
 
 _TAG_ATTEMPTS: Final = 3
-_DESCRIBE_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Pauses between two descriptions of the model; the last one repeats."""
+_DESCRIBE_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0, 3.0)
+"""Pauses between two descriptions of the model; the last one repeats. A RUNNING model is billed while it waits."""
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -88,6 +88,11 @@ class ModelManager:
         observer: receives a notice for every change of the model's status.
         stop_signal: interrupts waits when the run is asked to end.
         rng: for jitter.
+        utcnow: current time, for the months of the bill.
+
+    Attributes:
+        meter: what the run pays for; never opened if the model is free or was not started by the run.
+        start_s: seconds from the last accepted start until the model was RUNNING; None without a start.
     """
 
     def __init__(
@@ -102,7 +107,11 @@ class ModelManager:
         observer: Observer,
         stop_signal: StopSignal,
         rng: random.Random | None = None,
+        utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
+        self.meter = Meter(clock=anyio.current_time, utcnow=utcnow)
+        self.start_s: float | None = None
+        self._utcnow = utcnow
         self._client = client
         self._arn = arn
         self._units = units
@@ -126,8 +135,9 @@ class ModelManager:
         self._is_left_to_next = False  # an earlier session has left the model, and this one does not stop models
         self._is_handed_over = False  # another run, or another session of this run, will stop the model
         self._before_start: Callable[[], Awaitable[None]] | None = None
-        self._running_since: float | None = None
-        self._billed_s = 0.0
+        self._start_accepted_at: float | None = None
+        self._not_running_at: float | None = None  # when the model was last described as not RUNNING
+        self._unattended_since: dt.datetime | None = None
         self._restarts = 0
         self._in_use_count = 0
         self._throttled_since: float | None = None
@@ -185,10 +195,11 @@ class ModelManager:
         """Await `before_start` before the model is started, to record the start for the next session."""
         self._before_start = before_start
 
-    def adopt(self) -> None:
+    def adopt(self, *, unattended_since: dt.datetime | None = None) -> None:
         """Let this session adopt, and so stop, a model that an earlier session of this run may have left.
 
-        The model's tag decides when the model is described next.
+        The model's tag decides when the model is described next. `unattended_since` is when the earlier session last
+        counted the cost of a running model; the time from then on belongs to this session's bill.
 
         A session that doesn't start models (`units` is None) doesn't stop them; it leaves the model to a later session.
         """
@@ -201,6 +212,7 @@ class ModelManager:
             self._observer.notice(Notice("model-left", text, level="warning"))
         else:
             self._may_adopt = True
+            self._unattended_since = unattended_since
 
     def hand_over(self) -> None:
         """Leave the model and its tag to another session of this run, which is using it and will stop it."""
@@ -213,11 +225,9 @@ class ModelManager:
 
     def dollars(self) -> float | None:
         """Cost of the model so far with its minimum number of units; None if this run didn't start it or it is free."""
-        if self.is_free or self._units is None or not (self._life.is_ours or self._billed_s):
+        if self.is_free or self._units is None or not (self._life.is_ours or self.meter.was_opened):
             return None
-        since = self._running_since
-        billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
-        return billed_s / 3600 * self._units.minimum * DOLLARS_PER_UNIT_HOUR
+        return self.meter.read().dollars
 
     def use(self) -> ModelUse:
         """The model as last described, and its cost."""
@@ -494,6 +504,7 @@ class ModelManager:
             event = ModelEvent.START_ACCEPTED
         if event is not ModelEvent.START_THROTTLED:
             self._throttled_since = None
+            self._start_accepted_at = now
         else:
             self._life = before  # a throttled start is not counted as sent
             self._throttled_since = now if self._throttled_since is None else self._throttled_since
@@ -620,7 +631,7 @@ class ModelManager:
             what = f"the model {name} is still STARTING, so it could not be stopped and will be RUNNING"
         else:
             what = f"the model {name} could not be stopped and may be RUNNING"
-        cost = "" if self.is_free else f", which costs ${DOLLARS_PER_UNIT_HOUR:.2f} per unit and hour"
+        cost = "" if self.is_free else f", which costs ${unit_hour_usd():.2f} per unit and hour"
         reason = f" ({self._last_error})" if self._last_error is not None else ""
         stopped_by = ["the same command"]
         if self._lease.is_enabled:
@@ -663,6 +674,8 @@ class ModelManager:
 
     def _record_description(self, model: Model) -> None:
         self._described = model.status
+        if model.status != "RUNNING":
+            self._not_running_at = anyio.current_time()
         if model.status in UP and model.min_units is not None:
             self._running_units = Units(model.min_units, model.max_units)
 
@@ -678,13 +691,24 @@ class ModelManager:
         self._send_notices()
 
     def _start_billing(self) -> None:
-        if self._life.is_ours and self._running_since is None:
-            self._running_since = anyio.current_time()
+        """Open the meter. The model became RUNNING between its last two descriptions: half-way, on average."""
+        if not self._life.is_ours or self.is_free or self.meter.is_open:
+            return
+        now, since, unattended_s = anyio.current_time(), None, 0.0
+        if self._not_running_at is not None:
+            since = (self._not_running_at + now) / 2
+            if self._start_accepted_at is not None:
+                self.start_s = round(since - self._start_accepted_at, 1)
+        elif self._unattended_since is not None:
+            unattended_s = max(0.0, (self._utcnow() - self._unattended_since).total_seconds())
+        self._start_accepted_at = self._not_running_at = self._unattended_since = None
+        assert self.units is not None
+        self.meter.open(
+            usd_per_second=self.units.minimum * unit_hour_usd() / 3600, since=since, unattended_s=unattended_s
+        )
 
     def _stop_billing(self) -> None:
-        if self._running_since is not None:
-            self._billed_s += anyio.current_time() - self._running_since
-            self._running_since = None
+        self.meter.close()
 
 
 def _event_of_start_error(error: Exception) -> ModelEvent:

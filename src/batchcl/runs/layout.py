@@ -21,6 +21,8 @@ __all__ = [
     "PartName",
     "RunPaths",
     "admission_path",
+    "billed_folder",
+    "billed_path",
     "check_outside_root",
     "expand_home",
     "incremental_index_path",
@@ -29,6 +31,7 @@ __all__ = [
     "pace_path",
     "run_name",
     "run_of_start",
+    "session_of_billed",
     "start_path",
     "valid_run_id",
 ]
@@ -149,6 +152,22 @@ def run_of_start(path: str) -> str:
     return path.rpartition("/")[2].partition(_SEPARATOR)[2]
 
 
+def billed_folder(month: str) -> str:
+    """Folder of the sessions that paid for a model in a UTC month, such as `2026-11`."""
+    return f"{RUNS}/.billed/{month}"
+
+
+def billed_path(month: str, run_id: str, session: int) -> str:
+    """Empty file that records that a session pays for a model in this month."""
+    return f"{billed_folder(month)}/{run_name(run_id)}{_SEPARATOR}{session}"
+
+
+def session_of_billed(path: str) -> tuple[str, int]:
+    """The name of the run and the number of the session in a path from `billed_path`."""
+    run, _, session = path.rpartition("/")[2].partition(_SEPARATOR)
+    return run, int(session)
+
+
 def _file_name(model_arn: str) -> str:
     """The end of an ARN in characters that are valid in file names, and a digest of the whole ARN."""
     digest = hashlib.sha256(model_arn.encode()).hexdigest()[:_DIGEST_CHARACTERS]
@@ -199,6 +218,10 @@ class RunPaths:
     def sessions(self) -> str:
         """Folder of the sessions; the newest one holds the run lease."""
         return f"{self.folder}/sessions"
+
+    def session(self, number: int) -> str:
+        """The file of one session."""
+        return f"{self.sessions}/{number:05d}.json"
 
     @property
     def totals(self) -> str:

@@ -7,7 +7,7 @@ session has its own counters in its file below `sessions/`; the summary totals t
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,7 +119,7 @@ async def read_sessions(store: Store, run_id: str) -> list[SessionRecord]:
 
 
 def total_spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
-    """`calls`, `throttled`, `seconds`, `images_per_second` and `cost_usd` of all `sessions`."""
+    """The sums of the counters, seconds and costs of all `sessions`, as fields of a summary."""
     seconds = round(sum(each.seconds for each in sessions), 3)
     costs = [each.cost_usd for each in sessions if each.cost_usd is not None]
     return {
@@ -127,8 +127,18 @@ def total_spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
         "throttled": sum(each.throttled for each in sessions),
         "seconds": seconds,
         "images_per_second": rate(sum(each.images for each in sessions), seconds),
-        "cost_usd": sum(costs) if costs else None,
+        "cost_usd": round(sum(costs), 6) if costs else None,
+        "cost_by_month": _add_up(each.cost_by_month for each in sessions),
+        "billed_s": _add_up(each.billed_s for each in sessions),
     }
+
+
+def _add_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for each in amounts:
+        for name, amount in each.items():
+            total[name] = round(total.get(name, 0.0) + amount, 6)
+    return total
 
 
 async def write_summary(store: Store, summary: Summary) -> None:

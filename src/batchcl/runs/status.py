@@ -18,7 +18,7 @@ from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
 from batchcl.runs.lease import RunLease, read_leases, session_numbers
 from batchcl.runs.record import RunRecord, read_record, read_summary, total_spent
 from batchcl.runs.store import Store
-from batchcl.summary import SessionRecord, Summary
+from batchcl.summary import BILLED_USES, SessionRecord, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +55,9 @@ class RunState:
             was killed, as of its last heartbeat.
         seconds: sum over all sessions, each from its first call to its last row.
         cost_usd: minimum cost of the model while the run had it running; None if no session started it.
+        billed_start_s: seconds in which the model was billed before the first call; None if no session started it. The
+            other `billed_…_s` are the seconds of scoring, of throttled calls, without a call, for the last responses,
+            and for the stop; see `batchcl.lifetime.meter`.
         images_per_second: of the current session, or else of all sessions; None without calls.
         held_by: host and process that work on the run, or None.
         resumable: whether repeating `batchcl run` with this run id would continue the run.
@@ -85,6 +88,12 @@ class RunState:
     throttled: int | None = None
     seconds: float | None = None
     cost_usd: float | None = None
+    billed_start_s: float | None = None
+    billed_scoring_s: float | None = None
+    billed_throttled_s: float | None = None
+    billed_idle_s: float | None = None
+    billed_tail_s: float | None = None
+    billed_stop_s: float | None = None
     images_per_second: float | None = None
     held_by: str | None = None
     resumable: bool | None = None
@@ -242,7 +251,10 @@ def _of_summary(summary: Summary) -> RunState:
 def _spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
     spent = total_spent(sessions)
     rate = spent["images_per_second"] if spent["calls"] else None
-    return {"sessions": len(sessions)} | spent | {"images_per_second": rate}
+    billed_s = spent.pop("billed_s")
+    del spent["cost_by_month"]
+    billed = {f"billed_{use}_s": billed_s.get(use, 0.0) if billed_s else None for use in BILLED_USES}
+    return {"sessions": len(sessions)} | spent | {"images_per_second": rate} | billed
 
 
 def _state(

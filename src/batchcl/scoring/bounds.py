@@ -44,19 +44,21 @@ async def watch_bounds(
     job: Job,
     progress: Progress,
     *,
+    over_budget: Callable[[], StoppedError | None],
     begun_at: float,
     stop: Callable[[BatchclError], None],
     called_count: Callable[[], int],
 ) -> None:
-    """Check the deadline, the cost and the failures every second; call `stop` with the reason and return.
+    """Check the deadline, the budgets and the failures every second; call `stop` with the reason and return.
 
-    `called_count` returns the number of images of the whole run that have been called for; percentages of failures
-    refer to it.
+    `over_budget` returns the error for a budget that is used up. `called_count` returns the number of images of the
+    whole run that have been called for; percentages of failures refer to it.
     """
     while True:
         await anyio.sleep(_CHECK_EVERY_S)
         elapsed_s = anyio.current_time() - begun_at
-        if (reason := exceeded_bound(job, progress, elapsed_s=elapsed_s, called=called_count())) is not None:
+        reason = exceeded_bound(job, progress, elapsed_s=elapsed_s, called=called_count()) or over_budget()
+        if reason is not None:
             stop(reason)
             return
 
@@ -65,11 +67,6 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
     """Return the error for the first bound that is exceeded, or None."""
     if job.deadline_s is not None and elapsed_s >= job.deadline_s:
         return StoppedError(f"the deadline of {job.deadline} has passed")
-    dollars = progress.dollars
-    if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
-        return StoppedError(
-            f"the model has cost {_usd(dollars)}, and --max-cost is {_usd(job.max_cost)}; raise --max-cost"
-        )
     if job.max_failures is None:
         return None
     is_enough = job.tolerance.percent is None or called >= _MIN_CALLED
@@ -79,8 +76,3 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
             "`batchcl failures` for the reasons, and raise --max-failures"
         )
     return None
-
-
-def _usd(amount: float) -> str:
-    """`$5.00`, and `$0.0012` for less than a cent."""
-    return f"${amount:.2f}" if amount >= 0.01 else f"${amount:.2g}"  # noqa: PLR2004 - a cent

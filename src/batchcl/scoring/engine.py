@@ -164,6 +164,11 @@ class Engine:
         """Whether the service has read any image. If not, an error that ends the session is a refusal (exit code 5)."""
         return self._answered
 
+    @property
+    def is_awaiting_last(self) -> bool:
+        """Whether every image has been called for, or no more calls are sent."""
+        return self._queue.is_awaiting_last
+
     def drain(self, *, until: float = math.inf) -> None:
         """Send no more calls. Those in flight may take 20 s more, but not longer than `until`; then `run` returns."""
         if not self._queue.stopped:

@@ -14,7 +14,7 @@ from batchcl.errors import OutputError
 from batchcl.events import Observer, SilentObserver
 from batchcl.images import check_limits
 from batchcl.job import Job
-from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
+from batchcl.prices import unit_hour_usd
 from batchcl.quantities import MAX_UNITS
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
@@ -117,4 +117,4 @@ async def _incremental_filter(job: Job, aws: Aws, model: ModelArn) -> Incrementa
 def _estimate(calls: int, units: int) -> Estimate:
     rate_tps = units * TPS_PER_UNIT
     hours = calls / rate_tps / 3600
-    return Estimate(units=units, images_per_second=rate_tps, hours=hours, dollars=hours * units * DOLLARS_PER_UNIT_HOUR)
+    return Estimate(units=units, images_per_second=rate_tps, hours=hours, dollars=hours * units * unit_hour_usd())

@@ -138,6 +138,11 @@ class WorkQueue:
         return False
 
     @property
+    def is_awaiting_last(self) -> bool:
+        """Whether no image will be taken for the first time any more: only last responses and retries are awaited."""
+        return self._stopped or (self._closed and not self._fresh)
+
+    @property
     def _all_taken(self) -> bool:
         return self._closed and not self._front and not self._fresh and not self._delayed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -21,6 +21,9 @@ __all__ = ["hold_run_lease", "make_run_lease"]
 
 _OWNS_MODEL: Final = "owns_model"
 """Heartbeat field: a session of this run may have started the model, so the next session adopts it."""
+
+_IS_BILLED: Final = "is_billed"
+"""Heartbeat field: the model is RUNNING, and this session counts its cost."""
 
 _STOPS_MODEL: Final = "stops_model"
 """Heartbeat field: this session will stop the model, so a session that it has replaced does not."""
@@ -59,15 +62,20 @@ def make_run_lease(
     )
 
 
-def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> dict[str, int | float | None]:
-    counts = progress.snapshot(anyio.current_time())
+def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> dict[str, Any]:
+    counts, bill = progress.snapshot(anyio.current_time()), model_manager.meter.read()
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
     return {name: getattr(counts, name) for name in names} | {
         "images": progress.called,
         "images_per_second": round(counts.images_per_second, 2),
         "seconds": round(counts.elapsed_s, 3) if counts.calls else 0.0,
+        "units": None if model_manager.units is None else str(model_manager.units),
         "cost_usd": counts.dollars,
+        "cost_by_month": bill.dollars_by_month,
+        "billed_s": bill.seconds,
+        "start_s": model_manager.start_s,
         "round": round_,
+        _IS_BILLED: model_manager.meter.is_open,
         _OWNS_MODEL: model_manager.owned,
         _STOPS_MODEL: model_manager.stops,
     }
@@ -89,13 +97,12 @@ async def hold_run_lease(
 
     def inherit(left: RunLease) -> None:
         if left.progress.get(_OWNS_MODEL):
-            model_manager.adopt()
+            model_manager.adopt(unattended_since=left.heartbeat_at if left.progress.get(_IS_BILLED) else None)
 
     try:
         async with model_manager.stopping():
             try:
                 await lease.acquire(on_left=inherit)
-                model_manager.remember(lease.write_heartbeat)
                 yield
             finally:
                 await _hand_over(lease, model_manager, stop_signal)

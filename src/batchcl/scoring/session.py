@@ -16,8 +16,10 @@ from batchcl.events import Notice, Observer, Progress
 from batchcl.images import ImageRef, check_limits
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
+from batchcl.lifetime.meter import BilledUse
 from batchcl.lifetime.state_machine import ModelState
 from batchcl.loaders.base import Preparer
+from batchcl.options import flag_of
 from batchcl.outcomes import Counts, KnownStatus
 from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import pluralize
@@ -31,6 +33,7 @@ from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
 from batchcl.scoring.bounds import watch_bounds
+from batchcl.scoring.budget import Budget
 from batchcl.scoring.engine import Engine, EngineSettings
 from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
@@ -93,6 +96,7 @@ class Session:
     find_known: Callable[[Sequence[ImageRef]], Awaitable[list[KnownStatus | None]]] | None = None
     write_work_list: Callable[[], Awaitable[None]] | None = None
     earlier: Counts | None = None
+    _budget: Budget = field(init=False)
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
 
@@ -140,6 +144,15 @@ class Session:
             is_beginning=self._is_beginning,
             utcnow=self.context.utcnow,
         )
+        self._budget = Budget(
+            self.job,
+            self.store,
+            self.record.run_id,
+            number=lambda: self.lease.number,
+            model_manager=self.context.model_manager,
+            month=lambda: f"{self.context.utcnow().astimezone(dt.UTC):%Y-%m}",
+        )
+        self.context.model_manager.remember(self._before_start)
         failure: BatchclError | None = None
         try:
             async with self.held_lease:
@@ -186,6 +199,8 @@ class Session:
             if self.write_work_list is not None:
                 background.start_soon(self._guarded, self.write_work_list)
             background.start_soon(self._watch_bounds)
+            background.start_soon(self._attribute_billed_time)
+            background.start_soon(self._budget.keep_current)
             self.progress.begin(anyio.current_time())
             self.context.observer.started(self.progress)
             stop_signal = self.context.stop_signal
@@ -196,6 +211,7 @@ class Session:
                     failure = self._write_timeout_error(ledger)
             except BatchclError as error:
                 failure = error
+            self.context.model_manager.meter.enter(BilledUse.STOP)
             self.lease.settled = ledger.settled
             self.progress.end(anyio.current_time())
             background.cancel_scope.cancel()
@@ -208,18 +224,39 @@ class Session:
             if not is_running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
                 await self.context.model_manager.ensure_running()
                 self.progress.begin(anyio.current_time())
+                self.context.model_manager.meter.enter(BilledUse.SCORING)
                 is_running = True
-                self._warn_of_unused_max_cost()
+                self._warn_of_unused_budget()
             yield batch
 
-    def _warn_of_unused_max_cost(self) -> None:
-        if (
-            self.job.max_cost is not None
-            and self.context.model_manager.dollars() is None
-            and not self.context.model_manager.is_free
-        ):
-            text = "--max-cost has no effect: the model was already running, so its cost is not part of this run"
-            self.context.observer.notice(Notice("max-cost-idle", text, level="warning"))
+    async def _before_start(self) -> None:
+        """Check the budgets, and record that this session may start the model."""
+        await self._budget.check_start()
+        await self.lease.write_heartbeat()
+
+    def _warn_of_unused_budget(self) -> None:
+        names = ("max_cost", "monthly_budget")
+        flags = " and ".join(flag_of(name) for name in names if getattr(self.job, name) is not None)
+        if flags and self.context.model_manager.dollars() is None and not self.context.model_manager.is_free:
+            verb = "have" if " and " in flags else "has"
+            text = f"{flags} {verb} no effect: the model was already running, so its cost is not part of this run"
+            self.context.observer.notice(Notice("budget-unused", text, level="warning"))
+
+    async def _attribute_billed_time(self) -> None:
+        """Attribute each second of the model to its use, by what the engine did in it."""
+        progress, meter = self.progress, self.context.model_manager.meter
+        calls, throttled = progress.calls, progress.throttled
+        while True:
+            await anyio.sleep(1.0)
+            sent, refused = progress.calls - calls, progress.throttled - throttled
+            calls, throttled = progress.calls, progress.throttled
+            if self._engine.is_awaiting_last:
+                meter.attribute({BilledUse.TAIL: 1.0})
+            elif sent <= 0 and not progress.in_flight:
+                meter.attribute({BilledUse.IDLE: 1.0})
+            else:
+                share = min(1.0, max(0.0, refused / max(1, sent)))
+                meter.attribute({BilledUse.THROTTLED: share, BilledUse.SCORING: 1.0 - share})
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -231,6 +268,7 @@ class Session:
         await watch_bounds(
             self.job,
             self.progress,
+            over_budget=self._budget.exceeded,
             begun_at=self.context.begun_at,
             stop=self._engine.fail,
             called_count=self._called_count,

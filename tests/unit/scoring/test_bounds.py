@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
-from batchcl.events import ModelUse, Progress
+from batchcl.events import Progress
 from batchcl.job import Job
 from batchcl.outcomes import Counts
 from batchcl.scoring.bounds import exceeded_bound, watch_bounds
@@ -16,8 +16,8 @@ def job(**fields: object) -> Job:
     return Job.model_validate({"sources": ["x"], "out": "x", "model": "m@1"} | fields)
 
 
-def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) -> Progress:
-    made = Progress(model=lambda: ModelUse(dollars=dollars))
+def progress(*, scored: int = 0, failed: int = 0) -> Progress:
+    made = Progress()
     made.add_earlier(Counts(scored, failed))
     return made
 
@@ -28,18 +28,12 @@ def exceeded(job: Job, progress: Progress, *, elapsed_s: float = 0.0) -> Stopped
 
 
 def test_without_bounds_the_run_never_ends_early():
-    assert exceeded(job(), progress(failed=10**6, dollars=1e6), elapsed_s=1e9) is None
+    assert exceeded(job(), progress(failed=10**6), elapsed_s=1e9) is None
 
 
 def test_the_run_ends_at_the_deadline():
     assert exceeded(job(deadline="1h30m"), progress(), elapsed_s=5399) is None
     assert isinstance(exceeded(job(deadline="1h30m"), progress(), elapsed_s=5400), StoppedError)
-
-
-def test_max_cost_is_compared_with_the_models_cost():
-    assert exceeded(job(max_cost=5), progress(dollars=None), elapsed_s=1e9) is None
-    assert exceeded(job(max_cost=5), progress(dollars=4.99), elapsed_s=0) is None
-    assert "$5.00" in str(exceeded(job(max_cost=5), progress(dollars=5.0), elapsed_s=0))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +58,14 @@ def test_bounds_are_checked_every_second_and_stop_once():
     stops: list[BatchclError] = []
 
     async def main() -> None:
-        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append, called_count=lambda: 0)
+        await watch_bounds(
+            job(deadline="1h"),
+            progress(),
+            over_budget=lambda: None,
+            begun_at=0.0,
+            stop=stops.append,
+            called_count=lambda: 0,
+        )
 
     run_virtual(main)
     assert len(stops) == 1

@@ -1,0 +1,141 @@
+"""The meter of a model that a run pays for: billed seconds by what they were used for, and dollars by month.
+
+The service bills while the model is RUNNING. Each billed second is attributed once:
+
+| use | when |
+| -- | -- |
+| start | from RUNNING until the first call can be sent: the run has to notice it |
+| scoring | calls are made |
+| throttled | the share of refused calls, of the time in which calls are made |
+| idle | no call is in flight, because no image is listed yet, the model is not ready, or nobody works on the run |
+| tail | every image has been called for, and the last responses or retries are awaited |
+| stop | from the last call until the service has accepted the stop |
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["Bill", "BilledUse", "Meter"]
+
+
+class BilledUse(StrEnum):
+    """What a billed second was used for: `batchcl.summary.BILLED_USES`."""
+
+    START = "start"
+    SCORING = "scoring"
+    THROTTLED = "throttled"
+    IDLE = "idle"
+    TAIL = "tail"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What a session has to pay for.
+
+    Attributes:
+        seconds: billed seconds by use, of the model and not per unit.
+        dollars_by_month: by UTC month, such as `2026-11`.
+    """
+
+    seconds: dict[str, float]
+    dollars_by_month: dict[str, float]
+
+    @property
+    def dollars(self) -> float:
+        """The sum."""
+        return sum(self.dollars_by_month.values())
+
+
+class Meter:
+    """Attributes the time between `open` and `close`; may be opened several times.
+
+    Args:
+        clock: the event loop's clock, in seconds.
+        utcnow: current time, for the month.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], utcnow: Callable[[], dt.datetime]) -> None:
+        self._usd_per_second = 0.0
+        self._clock = clock
+        self._utcnow = utcnow
+        self._use = BilledUse.START
+        self._counted_until: float | None = None
+        self._seconds: dict[BilledUse, float] = {}
+        self._dollars: dict[str, float] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is billed now."""
+        return self._counted_until is not None
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether the model was billed at some time."""
+        return self.is_open or bool(self._seconds)
+
+    def open(self, *, usd_per_second: float, since: float | None = None, unattended_s: float = 0.0) -> None:
+        """Begin to bill, if it is not open.
+
+        Args:
+            usd_per_second: price of all units.
+            since: when the model became RUNNING, on the clock; default: now.
+            unattended_s: billed seconds before `since` that no session has counted; they are idle.
+        """
+        if self._counted_until is None:
+            self._usd_per_second = usd_per_second
+            now = self._clock()
+            since = now if since is None else min(since, now)
+            self._counted_until = since - unattended_s
+            self._count({BilledUse.IDLE: 1.0}, until=since)
+            self._count({BilledUse.START: 1.0}, until=now)
+
+    def close(self) -> None:
+        """Stop billing."""
+        self._count({self._use: 1.0}, until=self._clock())
+        self._counted_until = None
+
+    def enter(self, use: BilledUse) -> None:
+        """Attribute the time so far to the current use, and the time from now on to `use`."""
+        self._count({self._use: 1.0}, until=self._clock())
+        self._use = use
+
+    def attribute(self, shares: Mapping[BilledUse, float]) -> None:
+        """Attribute the time since the last call to several uses; `shares` add up to 1."""
+        self._count(shares, until=self._clock())
+
+    def read(self) -> Bill:
+        """The bill so far; time that is not attributed yet belongs to the current use."""
+        seconds = {use.value: round(spent, 3) for use, spent in self._seconds.items()}
+        dollars = dict(self._dollars)
+        if self._counted_until is not None:
+            open_s = max(0.0, self._clock() - self._counted_until)
+            seconds[self._use.value] = round(seconds.get(self._use.value, 0.0) + open_s, 3)
+            self._add_dollars(dollars, open_s, ended_ago_s=0.0)
+        return Bill(seconds=seconds, dollars_by_month={month: round(usd, 6) for month, usd in sorted(dollars.items())})
+
+    def _count(self, shares: Mapping[BilledUse, float], *, until: float) -> None:
+        if self._counted_until is None or until <= self._counted_until:
+            return
+        elapsed_s = until - self._counted_until
+        for use, share in shares.items():
+            if share > 0:
+                self._seconds[use] = self._seconds.get(use, 0.0) + elapsed_s * share
+        self._add_dollars(self._dollars, elapsed_s, ended_ago_s=self._clock() - until)
+        self._counted_until = until
+
+    def _add_dollars(self, dollars: dict[str, float], seconds: float, *, ended_ago_s: float) -> None:
+        """Add the price of `seconds` to the months in which they were."""
+        until = self._utcnow().astimezone(dt.UTC) - dt.timedelta(seconds=ended_ago_s)
+        while seconds > 0:
+            month_begins = until.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            in_month_s = min(seconds, (until - month_begins).total_seconds())
+            if in_month_s > 0:
+                month = f"{month_begins:%Y-%m}"
+                dollars[month] = dollars.get(month, 0.0) + in_month_s * self._usd_per_second
+                seconds -= in_month_s
+            until = month_begins - dt.timedelta(microseconds=1)
