@@ -144,12 +144,8 @@ def _percent(now: Snapshot) -> int | None:
     return max(0, min(100, 100 * now.done // now.planned))
 
 
-def _is_listing(now: Snapshot) -> bool:
-    return not now.listed and not now.done and not now.calls
-
-
 def _progress(now: Snapshot, width: int, *, ascii_only: bool) -> Text:
-    if _is_listing(now):
+    if now.is_listing:
         return _fit([(1, f"listing: {now.planned:,} images so far", ""), (2, clock_text(now.elapsed_s), "")], width)
     percent = _percent(now)
     if percent is None:
@@ -213,7 +209,7 @@ def _one_line(now: Snapshot, width: int, *, note: str, status_for_s: float | Non
         waited = "" if status_for_s is None else f" {clock_text(status_for_s)}"
         parts.append((1, f"{printable(str(now.model_status))}{waited}", "yellow"))
         parts.append((5, _count(now), ""))
-    elif _is_listing(now):
+    elif now.is_listing:
         parts += [(1, f"listing {now.planned:,}", ""), (3, clock_text(now.elapsed_s), "")]
     else:
         parts += [(5, _count(now), ""), (1, rate_text(now.images_per_second), ""), (3, _eta(now), "")]

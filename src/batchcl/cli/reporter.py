@@ -156,6 +156,8 @@ class _Log(SilentObserver):
 
 def _line(now: Snapshot) -> str:
     """One line: done/total, rate and capacity, throttled, failed, remaining time, model, dollars."""
+    if now.is_listing and now.model_status in {None, "RUNNING"}:
+        return f"listing: {now.planned:,} images so far"
     capacity = "" if now.capacity_tps is None else f" of {rate_text(now.capacity_tps)}"
     parts = [f"{now.done:,}/{now.planned:,}{'' if now.listed else '+'} images"]
     parts += [f"{rate_text(now.images_per_second)}{capacity}", f"{now.throttled_share:.1%} throttled"]
