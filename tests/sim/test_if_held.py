@@ -136,7 +136,7 @@ def test_a_waiter_ends_with_the_summary_of_the_holder():
     assert sessions(world) == 1
     assert max(world.service.calls.values()) == 1
     assert second.ended_s - holder.ended_s <= INTERVAL_S + 2
-    assert [kind for kind in second.kinds if "wait" in kind or "holder" in kind] == ["waiting", "holder-ended"]
+    assert [kind for kind in second.kinds if "holder" in kind] == ["holder", "holder-ended"]
     shown = second.observer.shown
     assert shown == sorted(shown)
     assert len(set(shown)) >= 8, "the holder's heartbeats of two minutes"
@@ -346,7 +346,7 @@ def test_a_run_waits_for_other_runs_of_the_same_images():
     assert isinstance(second.end, Summary)
     assert second.end.already_scored == IMAGES
     assert max(world.service.calls.values()) == 1
-    assert "waiting" in second.kinds
+    assert "holder" in second.kinds
     assert set(second.observer.shown) <= {0}, "the other run's counters are not its own"
 
 

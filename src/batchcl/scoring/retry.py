@@ -23,7 +23,7 @@ from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.lease import RunLease
 from batchcl.runs.markers import published, read_totals, sum_totals
-from batchcl.runs.record import RunRecord, read_record, read_summary
+from batchcl.runs.record import RunRecord, read_record, read_summary, summary_of_session
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
@@ -33,7 +33,7 @@ from batchcl.scoring.connections import open_service
 from batchcl.scoring.run import acquire_lease, incremental_filter, open_context
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
-from batchcl.scoring.waiting import Waiter, summary_of_session
+from batchcl.scoring.waiting import Waiter
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
@@ -128,7 +128,7 @@ def waiter_for_retry(
     """Return the waiter for other processes that work on the run."""
 
     async def read_end(lease: RunLease) -> Summary | None:
-        summary = await summary_of_session(store, run_id, lease)
+        summary = await summary_of_session(store, run_id, lease.number)
         is_closed = await unfinished_round(store, RunPaths(run_id)) is None
         return summary if is_closed or (summary is not None and summary.status != "done") else None
 

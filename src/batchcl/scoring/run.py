@@ -36,7 +36,7 @@ from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary
+from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, summary_of_session
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -46,7 +46,7 @@ from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
 from batchcl.scoring.source_checks import CheckedSources, checks_of_attempts, closing_with, first_page
-from batchcl.scoring.waiting import Waiter, summary_of_session
+from batchcl.scoring.waiting import Waiter
 from batchcl.scoring.work_list_writer import wait_for_calls, write_work_list
 from batchcl.sources.select import SelectedPage
 from batchcl.stop_signal import StopSignal
@@ -149,7 +149,7 @@ def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: S
     """Return the waiter of `job.run_id`. Its attempts set `run_id` if the job has none."""
 
     async def read_end(lease: RunLease) -> Summary | None:
-        return None if waiter.run_id is None else await summary_of_session(store, waiter.run_id, lease)
+        return None if waiter.run_id is None else await summary_of_session(store, waiter.run_id, lease.number)
 
     async def is_done() -> bool:
         summary = None if job.run_id is None else await read_summary(store, job.run_id)

@@ -18,62 +18,27 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final
 
 import anyio
 
 from batchcl.choices import IfHeld
 from batchcl.errors import HeldError, OutputError, StoppedError
-from batchcl.events import Notice, Observer, Progress, Snapshot
+from batchcl.events import Observer, Progress
 from batchcl.job import Job
-from batchcl.runs.heartbeat import snapshot_of
+from batchcl.runs.following import OVER, RECORDS_S, HolderReporter, HolderState, LeaseFollower
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import EXPIRES_S, HolderState, LeaseFollower, RunLease
-from batchcl.runs.record import read_summary
+from batchcl.runs.lease import RunLease
 from batchcl.runs.store import Store
 from batchcl.scoring.bounds import exceeded_bound
 from batchcl.scoring.run_lease import OWNS_MODEL
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
-__all__ = ["FollowedProgress", "Waiter", "summary_of_session"]
-
-_RECORDS_S: Final = 15.0
-"""How long after its end a session may write its summary."""
+__all__ = ["Waiter"]
 
 _CHECK_RECORDS_EVERY_S: Final = 1.0
-
-
-class FollowedProgress(Progress):
-    """The counters of a run that another process scores, as of its last heartbeat."""
-
-    def __init__(self, last: Snapshot) -> None:
-        super().__init__()
-        self.update(last)
-
-    def update(self, last: Snapshot) -> None:
-        """Replace the counters."""
-        self._last = last
-        for name, value in asdict(last).items():
-            if name in vars(self):
-                setattr(self, name, value)
-
-    @property
-    def dollars(self) -> float | None:
-        """Minimum cost of the model so far; None if that session did not start it."""
-        return self._last.dollars
-
-    def snapshot(self, now: float) -> Snapshot:
-        """The counters at the last heartbeat."""
-        return self._last
-
-
-async def summary_of_session(store: Store, run_id: str, lease: RunLease) -> Summary | None:
-    """Return the summary of the run if the session has written it, or a later one; None if not."""
-    summary = await read_summary(store, run_id)
-    is_included = summary is not None and any(each.number == lease.number for each in summary.sessions)
-    return summary if is_included else None
 
 
 async def _never() -> bool:
@@ -141,43 +106,28 @@ class Waiter:
             raise StoppedError(f"the deadline of {self.job.deadline} has passed while waiting{holder}")
 
     async def _follow(self, follower: LeaseFollower, *, is_own: bool) -> None:
-        progress: FollowedProgress | None = None
-        reporter = _HolderReporter(self.observer, self.store, is_own=is_own)
-        while True:
-            try:
-                state = await follower.read()
-            except OutputError as error:
-                if follower.lease is None:
-                    raise
-                text = f"waiting for process {follower.lease.process_name} failed: {error}; repeat the command"
-                raise StoppedError(text) from error
-            lease = follower.lease
-            if lease is None:
-                return
-            if is_own and (last := snapshot_of(lease.progress)) is not None:
-                if progress is not None:
-                    progress.update(last)
-                elif state not in _OVER:
-                    progress = FollowedProgress(last)
-                    self.observer.started(progress)
-            if state in _OVER and not reporter.has_reported:  # at the first read
-                self.dead = lease if is_own and state is HolderState.DEAD else None
+        alive = "is working on the run; following it" if is_own else "may score the same images; waiting for its end"
+        dead = "is dead; taking over its run" if is_own else "is dead"
+        reporter = HolderReporter(self.observer, alive=alive, dead=dead, has_progress=is_own)
+        while (state := await follower.read()) not in OVER or reporter.has_reported:
+            if state is None:
                 return
             reporter.report(follower)
-            if state in _OVER:
+            if state in OVER:
                 break
             await follower.wait()
-        if not is_own:
+        lease = follower.lease
+        if not is_own or lease is None:
             return
-        self.followed = lease
-        if state is HolderState.DEAD:
-            self.dead = lease
-        else:
-            self._check_limits(lease, progress, await self._read_end(lease))
+        self.dead = lease if state is HolderState.DEAD else None
+        if reporter.has_reported:
+            self.followed = lease
+            if state is HolderState.ENDED:
+                self._check_limits(lease, reporter.progress, await self._read_end(lease))
 
     async def _read_end(self, lease: RunLease) -> Summary | None:
         """The summary of an ended session, which is written after its end; None if it doesn't come."""
-        give_up_at = anyio.current_time() + _RECORDS_S
+        give_up_at = anyio.current_time() + RECORDS_S
         while True:
             with suppress(OutputError):
                 if (summary := await self.read_end(lease)) is not None:
@@ -186,7 +136,7 @@ class Waiter:
                 return None
             await anyio.sleep(_CHECK_RECORDS_EVERY_S)
 
-    def _check_limits(self, lease: RunLease, progress: FollowedProgress | None, summary: Summary | None) -> None:
+    def _check_limits(self, lease: RunLease, progress: Progress | None, summary: Summary | None) -> None:
         """Raise the error of a limit that the ended session has reached: another session would end at it, too.
 
         Not if that session left the model running: then this process takes over and stops the model.
@@ -199,51 +149,3 @@ class Waiter:
         if reached is not None:
             reached.summary = summary
             raise reached
-
-
-_OVER: Final = frozenset({HolderState.DEAD, HolderState.ENDED})
-
-
-class _HolderReporter:
-    """Reports each change of the process that is waited for.
-
-    Attributes:
-        has_reported: whether there was something to report.
-    """
-
-    def __init__(self, observer: Observer, store: Store, *, is_own: bool) -> None:
-        self._observer = observer
-        self._store = store
-        self._is_own = is_own
-        self._last: tuple[str, bool, HolderState | None] | None = None
-
-    @property
-    def has_reported(self) -> bool:
-        return self._last is not None
-
-    def report(self, follower: LeaseFollower) -> None:
-        lease = follower.lease
-        assert lease is not None
-        now = (lease.holder, follower.failure is not None, follower.state)
-        if now == self._last:
-            return
-        last, self._last = self._last, now
-        who = f"process {lease.process_name}"
-        if follower.failure is not None:
-            self._notice("holder-unknown", f"the state of {who} is unknown: {follower.failure}; retrying", "warning")
-        elif follower.state is HolderState.SILENT:
-            text = f"no heartbeat of {who} for {follower.silent_s():.0f} s; after {EXPIRES_S:.0f} s it counts as dead"
-            self._notice("holder-silent", text, "warning")
-        elif follower.state is HolderState.DEAD:
-            action = "; taking over its run" if self._is_own else ""
-            self._notice("holder-dead", f"{who} is dead{action}", "warning")
-        elif follower.state is HolderState.ENDED:
-            self._notice("holder-ended", f"{who} has ended")
-        elif last is None or last[0] != lease.holder:
-            what = "is working on the run; following it" if self._is_own else "may score the same images; waiting"
-            self._notice("waiting", f"{who} {what}")
-        else:
-            self._notice("holder-alive", f"{who} is alive")
-
-    def _notice(self, kind: str, text: str, level: Literal["info", "warning"] = "info") -> None:
-        self._observer.notice(Notice(kind, text, level=level))

@@ -14,10 +14,9 @@ import orjson
 import pytest
 
 from batchcl.errors import OutputError, StoppedError
+from batchcl.runs.following import HolderState, LeaseFollower
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import (
-    HolderState,
-    LeaseFollower,
     RunLease,
     RunLeaseHolder,
     _process_location,
