@@ -34,6 +34,11 @@ _OPTIONS: Final = (
     "keep_model",
     "lease",
     "scheduled_stop_role",
+    "metrics_file",
+    "otel",
+    "ping",
+    "webhook",
+    "sns_topic",
     "profile",
     "region",
 )

@@ -12,7 +12,17 @@ from urllib.parse import SplitResult, urlsplit
 from batchcl.errors import UsageError
 from batchcl.options import JobOptions, flag_of
 
-__all__ = ["Targets", "check_metrics_file", "check_topic", "check_url", "redact", "site", "topic_region"]
+__all__ = [
+    "CHECKS",
+    "OPTIONS",
+    "Targets",
+    "check_metrics_file",
+    "check_topic",
+    "check_url",
+    "redact",
+    "site",
+    "topic_region",
+]
 
 _TOPIC: Final = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z\d-]+):\d{12}:[A-Za-z\d_-]{1,256}")
 _URL: Final = re.compile(r"""([A-Za-z][A-Za-z\d+.-]*://)(?:[^\s/?#@'"]*@)?([^\s?#'"]*)(?:[?#][^\s;,)'"]*)?""")
@@ -98,6 +108,9 @@ class Targets:
     def __bool__(self) -> bool:
         return self != Targets()
 
+
+OPTIONS: Final = tuple(each.name for each in fields(Targets))
+"""The options of monitoring. They are not recorded with a run."""
 
 CHECKS: Final[Mapping[str, Callable[[Any], str]]] = {
     "metrics_file": check_metrics_file,
