@@ -6,7 +6,7 @@ import datetime as dt
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import anyio
@@ -276,14 +276,11 @@ async def monitored(
         yield monitor
         return
     stop_signal.reserve_s = _RESERVE_S
-    monitor.open(open_back_ends(targets, session=session))
+    problem = _otel_problem() if targets.otel else None
+    monitor.open(open_back_ends(targets if problem is None else replace(targets, otel=False), session=session))
     end: BaseException | None = None
     try:
-        async with _in_background(monitor):
-            if targets.otel:
-                from batchcl.monitoring.otel import check_settings
-
-                check_settings()
+        async with _in_background(monitor, problem):
             yield monitor
     except BaseException as error:
         is_cancelled = not isinstance(error, Exception)  # by a second signal
@@ -296,8 +293,10 @@ async def monitored(
 
 
 @asynccontextmanager
-async def _in_background(monitor: Monitor) -> AsyncIterator[None]:
-    """Watch during the block, whose exception is raised as it is, and not in a group."""
+async def _in_background(monitor: Monitor, problem: UsageError | None) -> AsyncIterator[None]:
+    """Watch during the block, whose exception is raised as it is, and not in a group; or raise `problem`."""
+    if problem is not None:
+        raise problem
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
         group.start_soon(_guarded, monitor)
@@ -308,6 +307,17 @@ async def _in_background(monitor: Monitor) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _otel_problem() -> UsageError | None:
+    """Why OpenTelemetry can't be used; None if it can."""
+    from batchcl.monitoring.otel import check_settings
+
+    try:
+        check_settings()
+    except UsageError as error:
+        return error
+    return None
 
 
 async def _guarded(monitor: Monitor) -> None:
@@ -353,13 +363,12 @@ def _status(summary: Summary | None, code: ExitCode) -> Literal["done", "stopped
 
 
 def _sentence(names: RunNames, status: str, code: ExitCode, reason: str | None, counters: dict[str, Any]) -> str:
-    text = f"{names.describe()} {'was refused' if status == 'refused' else f'is {status}'}"
-    if status == "failed":
-        text = f"{names.describe()} failed"
-    if counters:
-        text += f", {counters['scored']:,} of {counters['planned']:,} images scored, {counters['failed']:,} failed"
+    ended = {"refused": "was refused", "failed": "failed"}.get(status, f"is {status}")
+    text = f"{names.describe()} {ended}"
     if code is not ExitCode.DONE:
         text += f" (exit code {int(code)})"
+    if counters:
+        text += f", {counters['scored']:,} of {counters['planned']:,} images scored, {counters['failed']:,} failed"
     return f"{text}: {reason}" if reason else text
 
 

