@@ -6,6 +6,6 @@ run.
 
 from batchcl.monitoring.event import Event, send_event
 from batchcl.monitoring.monitor import Monitor, RunNames, monitored
-from batchcl.monitoring.targets import OPTIONS, Targets
+from batchcl.monitoring.targets import OPTIONS, Targets, environment
 
-__all__ = ["OPTIONS", "Event", "Monitor", "RunNames", "Targets", "monitored", "send_event"]
+__all__ = ["OPTIONS", "Event", "Monitor", "RunNames", "Targets", "environment", "monitored", "send_event"]

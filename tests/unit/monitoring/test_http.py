@@ -12,7 +12,7 @@ from batchcl.monitoring import Targets
 from batchcl.monitoring.http import Webhook
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import SendError
-from unit.monitoring.receivers import receiving
+from receivers import receiving
 from unit.monitoring.runs import MODEL, ROOT, STARTED, run, summary
 
 PRESIGNED = "https://AKIDEXAMPLE:hunter2@bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKID&X-Amz-Signature=abc#x"

@@ -21,7 +21,7 @@ from batchcl.monitoring.metrics import METRICS, Sample
 from batchcl.monitoring.otel import OpenTelemetry
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import FLUSH_S
-from unit.monitoring.receivers import Receiver, receiving
+from receivers import Receiver, receiving
 from unit.monitoring.runs import MODEL, ROOT, STARTED, run
 from virtual import run_virtual
 
