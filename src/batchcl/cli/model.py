@@ -11,10 +11,11 @@ import typer
 from batchcl.cli import model_reap, model_train, model_versions
 from batchcl.cli.model_versions import Name, Timeout, emit_model
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import InterruptMessage, report_state, with_service
+from batchcl.cli.service import InterruptMessage, report_skipped, report_state, with_service
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
+    from batchcl.lifetime.running import RunningModels
     from batchcl.workflow import Model, WorkflowClients
 
 __all__ = ["app"]
@@ -37,6 +38,11 @@ app.command("copy")(model_versions.copy)
 @app.command("list")
 def list_models(
     *,
+    running: Annotated[
+        bool,
+        typer.Option("--running", help="Only models that are RUNNING or STARTING, with lease, age and cost."),
+    ] = False,
+    all_regions: AllRegions = False,
     project: Annotated[
         str | None, typer.Option("--project", help="Only models of this project.", show_default=False)
     ] = None,
@@ -46,9 +52,13 @@ def list_models(
 ) -> None:
     """List the models of the account and region.
 
+    Age and cost are those since the start: by the lease of the run that started the model, else by CloudWatch.
+
+    Exits with 0, and with 4 if a region did not respond. Regions that refuse are reported, and are no error.
+
     Examples:
 
-      batchcl model list --region eu-west-1
+      batchcl model list --all-regions --running
 
       batchcl model list --project cats --json
     """
@@ -57,11 +67,20 @@ def list_models(
     from batchcl import workflow
     from batchcl.cli.output import emit
 
-    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Model]:
-        name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
-        return await workflow.list_models(service.rekognition, project=name)
+    if running:
+        _list_running(all_regions=all_regions, project=project, profile=profile, region=region, json=json)
+        return
 
-    models = with_service(work, profile=profile, region=region, named=project)
+    async def work(service: WorkflowClients, _: InterruptMessage) -> RegionOutcome[list[Model]]:
+        return await workflow.in_regions(
+            service.aws,
+            workflow.rekognition_regions(service.region) if all_regions else [service.region],
+            lambda client, _: workflow.list_models(client, project=name),
+        )
+
+    name = project_name(project)
+    outcome = with_service(work, profile=profile, region=region, named=project)
+    models = [model for found in outcome.results.values() for model in found]
     if json:
         rows = [{"model": model.name} | asdict(model) for model in models]
         emit(pl.DataFrame(rows, infer_schema_length=None), json=True)

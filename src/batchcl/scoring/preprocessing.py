@@ -24,8 +24,8 @@ from batchcl.scoring.queue import WorkItem, WorkQueue
 __all__ = ["Preprocessing"]
 
 _WORKERS: Final = 8 + usable_cores()
-"""Images that are read or changed at the same time: some are read, which takes a while from S3, while others are changed
-on all cores."""
+"""Images that are read or changed at the same time: some are read, which takes a while from S3, while others are
+changed on all cores."""
 
 _MAX_AHEAD: Final = 256
 """Fresh images that wait for preparation."""
