@@ -41,7 +41,11 @@ from batchcl.errors import CredentialsError, RefusedError
 __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
-_BRIEF_TIMEOUT_S: Final = 5
+_BRIEF: Final = {
+    "retries": {"total_max_attempts": 2, "mode": "standard"},
+    "connect_timeout": 5,
+    "read_timeout": 10,
+}
 _BLOCKING_CONNECTIONS: Final = 16
 _LOWEST_ERROR: Final = 300
 _RENEW_MAX_S: Final = 5.0
@@ -291,6 +295,11 @@ class Aws:
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         return self._blocking("s3", region, config=Config(**options), verify=self._verify)
 
+    def blocking_sns(self, *, region: str) -> Any:
+        """A boto3 client with short timeouts, for a thread of its own. Blocks."""
+        options = self._options(retries=True) | _BRIEF
+        return self._blocking("sns", region, config=Config(**options), verify=self._verify)
+
     def _blocking(self, service: str, region: str | None, **more: Any) -> Any:
         session = boto3.Session(**self._arguments, botocore_session=_BlockingSession(self.credentials))
         with self._settings_of(service, None):
@@ -371,12 +380,7 @@ class Aws:
 
     def _brief_config(self) -> AioConfig:
         """Short timeouts and two attempts."""
-        options = self._options(retries=True) | {
-            "retries": {"total_max_attempts": 2, "mode": "standard"},
-            "connect_timeout": _BRIEF_TIMEOUT_S,
-            "read_timeout": 2 * _BRIEF_TIMEOUT_S,
-        }
-        return AioConfig(http_session_cls=DirectSession, **options)
+        return AioConfig(http_session_cls=DirectSession, **(self._options(retries=True) | _BRIEF))
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """The arguments of a client's configuration."""

@@ -120,7 +120,7 @@ async def execute_round(
     """Open the round and score its images: the second half of `retry`, with open connections."""
     paths = RunPaths(record.run_id)
     model_manager, observer = context.model_manager, context.observer
-    progress = Progress(dollars=model_manager.dollars)
+    progress = Progress(model=model_manager.use)
     last, is_open = await last_round(store, paths)
     retry_round = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
     lease = make_run_lease(

@@ -132,7 +132,7 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
     """Acquire the lease of the run and score what is left: the second half of `run`, with open connections."""
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
-    progress = Progress(dollars=model_manager.dollars)
+    progress = Progress(model=model_manager.use)
     pause = partial(wait_for_calls, worklist, progress)
     lease = make_run_lease(
         store, RunPaths(state.record.run_id), progress, model_manager, observer=observer, utcnow=context.utcnow
