@@ -79,7 +79,7 @@ async def in_regions(aws: Aws, regions: Sequence[str], work: Callable[[Any, str]
 
     async def one(region: str) -> None:
         try:
-            async with aws.rekognition(region=region, renews=False) as client:
+            async with aws.rekognition(region=region, renews=len(regions) == 1) as client:
                 results[region] = await work(client, region)
         except RefusedError as error:
             errors[region] = error

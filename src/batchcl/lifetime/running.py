@@ -10,6 +10,7 @@ from typing import Any, Final
 from batchcl.arns import ModelArn
 from batchcl.aws.metrics import running_time
 from batchcl.aws.models import UP, Model, list_models
+from batchcl.aws.names import project_name
 from batchcl.aws.regions import SkippedRegion, in_regions, rekognition_regions
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
@@ -90,18 +91,20 @@ async def running_models(
 
     Args:
         all_regions: look in all regions with Rekognition, instead of the session's only.
-        project: name of the only project to look at.
+        project: name or ARN of the only project to look at.
         aws: the session; default: made from the environment.
 
     Raises:
         CredentialsError: there are no credentials, or AWS refuses them.
-        RefusedError: no region could be read.
+        RefusedError: no region could be read; or, without `all_regions`, there is no such project.
     """
     aws = aws or Aws()
     regions = rekognition_regions(aws.region) if all_regions else [aws.region]
 
     async def read(client: Any, region: str) -> list[RunningModel]:
-        return await running_in(aws, client, region=region, clock=ServiceClock(client), project=project)
+        clock = ServiceClock(client)
+        name = await project_name(client, project, must_exist=not all_regions)
+        return await running_in(aws, client, region=region, clock=clock, project=name)
 
     outcome = await in_regions(aws, regions, read)
     return RunningModels(
