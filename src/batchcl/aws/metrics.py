@@ -48,7 +48,7 @@ async def running_time(client: Any, arn: ModelArn, *, now: dt.datetime) -> Runni
         RefusedError: CloudWatch refuses or doesn't respond; the permission is cloudwatch:GetMetricData.
     """
     for span_s, period_s in _SPANS:
-        begin = now - dt.timedelta(seconds=span_s)
+        begin = dt.datetime.fromtimestamp((now.timestamp() - span_s) // period_s * period_s, dt.UTC)
         points = await _points(client, arn, begin=begin, end=now, period_s=period_s)
         latest = _latest(points, now=now, period_s=period_s)
         if not latest:
