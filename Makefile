@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign alerts bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once, about a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report,otel]' --group dev
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment
@@ -53,6 +53,9 @@ foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datu
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign
+
+alerts:        ## check the Prometheus alerts and their test cases with promtool (Debian: prometheus)
+	@cd configs/prometheus && promtool check rules batchcl.rules.yml && promtool test rules batchcl.test.yml
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)

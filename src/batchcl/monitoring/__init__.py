@@ -5,6 +5,7 @@ run.
 """
 
 from batchcl.monitoring.event import Event, send_event
-from batchcl.monitoring.targets import CHECKS, Targets
+from batchcl.monitoring.monitor import Monitor, RunNames, monitored
+from batchcl.monitoring.targets import OPTIONS, Targets, environment
 
-__all__ = ["CHECKS", "Event", "Targets", "send_event"]
+__all__ = ["OPTIONS", "Event", "Monitor", "RunNames", "Targets", "environment", "monitored", "send_event"]

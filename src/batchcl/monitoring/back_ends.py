@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from batchcl.aws.session import Aws
 from batchcl.monitoring.report import BackEnd
@@ -11,8 +11,8 @@ from batchcl.monitoring.targets import Targets
 __all__ = ["open_back_ends"]
 
 
-def open_back_ends(targets: Targets, *, aws: Aws | None, with_otel: bool = True) -> Iterator[BackEnd]:
-    """Open the back ends of `targets`; sends nothing. `aws` is the session for the SNS topic."""
+def open_back_ends(targets: Targets, *, session: Callable[[], Aws], with_otel: bool = True) -> Iterator[BackEnd]:
+    """Open the back ends of `targets`; sends nothing. `session` returns that for the SNS topic."""
     if targets.metrics_file is not None:
         from batchcl.monitoring.textfile import MetricsFile
 
@@ -32,4 +32,4 @@ def open_back_ends(targets: Targets, *, aws: Aws | None, with_otel: bool = True)
     if targets.sns_topic is not None:
         from batchcl.monitoring.sns import SnsTopic
 
-        yield SnsTopic(targets.sns_topic, aws)
+        yield SnsTopic(targets.sns_topic, session)

@@ -6,7 +6,6 @@ import datetime as dt
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal
 
 from batchcl.__about__ import __version__
@@ -57,7 +56,6 @@ async def send_event(targets: Targets, event: Event, *, aws: Aws | None = None, 
     Returns:
         One sentence for each back end that failed.
     """
-    failures: list[str] = []
     now = dt.datetime.now(dt.UTC)
     text = redact(event.text)
     samples = [
@@ -76,17 +74,11 @@ async def send_event(targets: Targets, event: Event, *, aws: Aws | None = None, 
         text=text,
         exit_code=event.exit_code,
     )
-
-    def fail(name: str, reason: str) -> None:
-        failures.append(f"{name} failed: {reason}")
-
-    senders = [
-        Sender(each, on_failure=partial(fail, each.name)) for each in open_back_ends(targets, aws=aws, with_otel=False)
-    ]
+    senders = [Sender(each) for each in open_back_ends(targets, session=lambda: aws or Aws(), with_otel=False)]
     for sender in senders:
         sender.put(report)
-    late = await flush(senders, max_s=max_s)
-    return failures + [f"{sender.back_end.name} did not end within {max_s:.0f} s" for sender in late]
+    failures = await flush(senders, max_s=max_s)
+    return [f"{sender.back_end.name} failed: {reason}" for sender, reason in failures.items()]
 
 
 def document(event: str, text: str, severity: str, *, at: dt.datetime, **fields: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -78,17 +79,18 @@ class Webhook:
 
     every_s = None
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pauses_s: Sequence[float] = _PAUSES_S) -> None:
         self.name = f"the webhook {site(url)}"
         self._url = url
+        self._pauses_s = pauses_s
 
     def send(self, report: Report) -> None:
         """POST the document, if there is one."""
         if report.document is not None:
-            _post(self._url, orjson.dumps(report.document), "application/json")
+            _post(self._url, orjson.dumps(report.document), "application/json", pauses_s=self._pauses_s)
 
 
-def _post(url: str, body: bytes, content_type: str) -> None:
+def _post(url: str, body: bytes, content_type: str, *, pauses_s: Sequence[float] = _PAUSES_S) -> None:
     """POST, with two more attempts after network errors, 429 and 5xx. Raises `SendError`."""
     headers = {"Content-Type": content_type, "User-Agent": f"batchcl/{__version__}"}
     parts = urlsplit(url)
@@ -97,7 +99,7 @@ def _post(url: str, body: bytes, content_type: str) -> None:
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310 - the scheme has been checked
-    for pause_s in (*_PAUSES_S, None):
+    for pause_s in (*pauses_s, None):
         try:
             with _OPENER.open(request, timeout=_TIMEOUT_S):
                 return

@@ -27,15 +27,15 @@ class Sender:
     The thread is a daemon, because a back end may hang, for example in a name lookup that can't be cancelled: then
     neither the run nor the process waits for it. If the back end is slow, the oldest reports are dropped.
 
-    Args:
+    Attributes:
         back_end: sends the reports.
-        on_failure: receives the reason, in the event loop, when the back end fails for the first time.
+        failure: why it failed for the first time; None if it has not.
     """
 
-    def __init__(self, back_end: BackEnd, *, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, back_end: BackEnd) -> None:
         self.back_end = back_end
-        self.failed = False
-        self._on_failure = on_failure
+        self.failure: str | None = None
+        self._failed = anyio.Event()
         self._queue: deque[Report] = deque(maxlen=_MAX_QUEUED)
         self._changed = threading.Condition()
         self._is_closing = False
@@ -58,6 +58,11 @@ class Sender:
             self._changed.notify()
         await self._ended.wait()
 
+    async def wait_failed(self) -> str:
+        """Wait until the back end fails; returns the reason."""
+        await self._failed.wait()
+        return self.failure or ""
+
     @property
     def has_ended(self) -> bool:
         """Whether `close` has completed."""
@@ -68,7 +73,8 @@ class Sender:
             try:
                 self.back_end.send(report)
             except BaseException as error:  # noqa: BLE001 - an exporter may raise anything, also SystemExit
-                self._call(self._report_failure, _reason(error))
+                self.failure = self.failure or _reason(error)
+                self._call(self._failed.set)
         self._call(self._ended.set)
 
     def _next(self) -> Report | None:
@@ -79,23 +85,28 @@ class Sender:
                 self._changed.wait()
             return self._queue.popleft()
 
-    def _call(self, act: Callable[..., object], *values: object) -> None:
+    def _call(self, act: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: the run has ended
-            self._loop.call_soon_threadsafe(act, *values)
-
-    def _report_failure(self, reason: str) -> None:
-        if not self.failed:
-            self.failed = True
-            self._on_failure(reason)
+            self._loop.call_soon_threadsafe(act)
 
 
-async def flush(senders: Sequence[Sender], *, max_s: float = FLUSH_S) -> list[Sender]:
-    """Close all senders, for at most `max_s` seconds, shielded from cancellation; return those that did not end."""
+async def flush(senders: Sequence[Sender], *, max_s: float) -> dict[Sender, str]:
+    """Close all senders, for at most `max_s` seconds, shielded from cancellation.
+
+    Returns:
+        Those that have failed, also before, and those that did not end in time; with the reason.
+    """
     with anyio.move_on_after(max_s, shield=True):
         async with anyio.create_task_group() as group:
             for sender in senders:
                 group.start_soon(sender.close)
-    return [sender for sender in senders if not sender.has_ended]
+    failures = {}
+    for sender in senders:
+        if sender.failure is not None:
+            failures[sender] = sender.failure
+        elif not sender.has_ended:
+            failures[sender] = f"not finished within {max_s:.1f} s at the end"
+    return failures
 
 
 def _reason(error: BaseException) -> str:

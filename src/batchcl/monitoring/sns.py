@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -25,10 +26,10 @@ class SnsTopic:
 
     every_s = None
 
-    def __init__(self, topic: str, aws: Aws | None) -> None:
+    def __init__(self, topic: str, session: Callable[[], Aws]) -> None:
         self.name = f"the SNS topic {topic}"
         self._topic = topic
-        self._aws = aws
+        self._session = session
         self._client: Any = None
 
     def send(self, report: Report) -> None:
@@ -37,8 +38,7 @@ class SnsTopic:
             return
         try:
             if self._client is None:
-                aws = self._aws or Aws()
-                self._client = aws.blocking_sns(region=topic_region(self._topic))
+                self._client = self._session().blocking_sns(region=topic_region(self._topic))
             self._client.publish(
                 TopicArn=self._topic,
                 Subject=_subject(report.text),

@@ -10,9 +10,20 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from batchcl.errors import UsageError
-from batchcl.options import JobOptions, flag_of
+from batchcl.options import JobOptions, flag_of, variable_of
 
-__all__ = ["Targets", "check_metrics_file", "check_topic", "check_url", "redact", "site", "topic_region"]
+__all__ = [
+    "CHECKS",
+    "OPTIONS",
+    "Targets",
+    "check_metrics_file",
+    "check_topic",
+    "check_url",
+    "environment",
+    "redact",
+    "site",
+    "topic_region",
+]
 
 _TOPIC: Final = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z\d-]+):\d{12}:[A-Za-z\d_-]{1,256}")
 _URL: Final = re.compile(r"""([A-Za-z][A-Za-z\d+.-]*://)(?:[^\s/?#@'"]*@)?([^\s?#'"]*)(?:[?#][^\s;,)'"]*)?""")
@@ -42,6 +53,13 @@ def check_topic(text: str) -> str:
     return text
 
 
+def _check_flag(value: object) -> bool:
+    text = str(value).lower()
+    if text not in {"true", "false", "1", "0"}:
+        raise UsageError(f"{value!r} is neither true nor false")
+    return text in {"true", "1"}
+
+
 def topic_region(topic: str) -> str:
     """The region of an SNS topic."""
     return topic.split(":")[3]
@@ -49,8 +67,8 @@ def topic_region(topic: str) -> str:
 
 def check_metrics_file(path: str | os.PathLike[str]) -> str:
     """Return the path with `~` expanded; raises `UsageError` if no metrics file can have it."""
-    text = os.path.expanduser(path)
-    if not isinstance(text, str) or not os.path.basename(text).removesuffix(".prom") or not text.endswith(".prom"):
+    text = os.fspath(os.path.expanduser(path))
+    if not os.path.basename(text).removesuffix(".prom") or not text.endswith(".prom"):
         raise UsageError(f"{text!r} does not end with NAME.prom, and node_exporter reads no other files")
     folder = os.path.dirname(text) or "."
     if not os.path.isdir(folder):
@@ -85,10 +103,15 @@ class Targets:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Targets:
-        """Those among `values`, by the names of the options; raises `UsageError`, with the flag, for an invalid one."""
+        """Those among `values`, by the names of the options; raises `UsageError`, with the flag, for an invalid one.
+
+        `values` may have text for every option, as `environment` returns it.
+        """
         given = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
         for name, check in CHECKS.items():
             if name in given:
+                if not isinstance(given[name], str | os.PathLike | bool):
+                    raise UsageError(f"{flag_of(name)}: expected text")
                 try:
                     given[name] = check(given[name])
                 except UsageError as error:
@@ -99,13 +122,22 @@ class Targets:
         return self != Targets()
 
 
-CHECKS: Final[Mapping[str, Callable[[Any], str]]] = {
+OPTIONS: Final = tuple(each.name for each in fields(Targets))
+"""The options of monitoring. They are not recorded with a run."""
+
+CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "metrics_file": check_metrics_file,
+    "otel": _check_flag,
     "ping": check_url,
     "webhook": check_url,
     "sns_topic": check_topic,
 }
 """What validates an option: returns its value, or raises `UsageError`."""
+
+
+def environment() -> dict[str, str]:
+    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others."""
+    return {name: os.environ[variable_of(name)] for name in OPTIONS if variable_of(name) in os.environ}
 
 
 def site(url: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from batchcl.monitoring.metrics import METRICS, Histogram, Sample
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import SendError
 
-__all__ = ["MetricsFile", "render"]
+__all__ = ["MetricsFile", "check_folder_writable", "render"]
 
 _KEPT: Final = ("batchcl_last_success_timestamp_seconds", "batchcl_last_exit_code")
 """Metrics of earlier runs, which remain in the file until they have a new value."""
@@ -61,6 +62,12 @@ class MetricsFile:
         for name, value in dict(_LINE.findall(text)).items():
             with suppress(ValueError):
                 yield Sample(name, float(value))
+
+
+def check_folder_writable(path: str) -> None:
+    """Raise `OSError` if no file can be written beside `path`; leaves nothing behind. Blocks."""
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", prefix=f".{os.path.basename(path)}."):
+        pass
 
 
 def _replace(path: str, text: str) -> None:

@@ -4,7 +4,7 @@ import anyio
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchcl.monitoring import Event, Targets, send_event
-from unit.monitoring.receivers import receiving
+from receivers import receiving
 
 EVENT = Event(
     kind="models-without-lease",
