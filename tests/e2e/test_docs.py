@@ -174,7 +174,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
         make_bucket(s3, bucket)
     for picture in sorted(demo.data.images.iterdir())[:6]:
         s3.put_object(Bucket=BUCKETS[0], Key=f"2026/{picture.name}", Body=picture.read_bytes())
-    other_services = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS")}
+    other_services = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS", "CLOUDWATCH")}
     return aws_env(service, seaweed) | other_services | SMALL_RUNS
 
 
