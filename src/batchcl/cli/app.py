@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -18,6 +19,8 @@ from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
 
 __all__ = ["app", "main"]
+_OBJECTS_PER_COLLECTION: Final = 20_000
+"""Imports create hundreds of thousands of objects that stay; Python's default of 700 collects after each few."""
 
 app = typer.Typer(
     name="batchcl",
@@ -54,6 +57,7 @@ def main() -> None:
     The process exits without the interpreter's own shutdown, during which threads of the object store's runtime
     sometimes aborted it (exit code 134) although everything was done.
     """
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
     arguments = sys.argv[1:]
     streams.install()
     _raise_file_limit()
