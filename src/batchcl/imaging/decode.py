@@ -10,12 +10,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from batchcl.errors import HostError, ImageError, UsageError
+from batchcl.errors import HostError, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "require_pillow", "upright_size"]
+__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "upright_size"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the supported formats; its less tested decoders are not used."""
@@ -50,14 +50,6 @@ class DecodedImage:
     height: int
     changes: tuple[str, ...] = ()
     icc_profile: bytes | None = None
-
-
-def require_pillow(what: str) -> None:
-    """Raise `UsageError` if Pillow, which `what` (such as a flag) needs, is not installed."""
-    try:
-        import PIL  # noqa: F401 - an extra that most runs do without
-    except ImportError as error:
-        raise UsageError(f"{what} needs Pillow; install it with: pip install 'batchcl[images]'") from error
 
 
 def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
