@@ -24,8 +24,8 @@ from batchcl.aws.names import matches_model
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
+from batchcl.extras import require_extra
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
-from batchcl.imaging.decode import require_pillow
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
@@ -300,7 +300,7 @@ async def open_context(
 ) -> AsyncIterator[RunContext]:
     """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
-        require_pillow("--fit")
+        require_extra("images", "--fit")
     aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; retrying"))
     async with AsyncExitStack() as stack:
         model_manager = await stack.enter_async_context(
