@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +31,15 @@ ENDED_BY_SIGTERM: Final = 128 + 15
 def volume(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def without_numpy(tmp_path: Path) -> Path:
+    """For PYTHONPATH: an image without extras has no NumPy, which some methods of pyarrow and polars need."""
+    folder = tmp_path / "without_numpy"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("raise ImportError('not installed')")
     return folder
 
 
@@ -61,7 +70,7 @@ def test_a_stopped_run_resumes_within_256_mb(image, volume):
     assert "Traceback" not in first.err + second.err
 
 
-def test_a_restarted_container_stops_the_model_of_a_killed_one(image, volume, demo):
+def test_a_restarted_container_stops_the_model_of_a_killed_one(image, volume, demo, without_numpy):
     """Stopped by SIGTERM, restarted, killed, restarted on the same host: each image has one row, the model is stopped."""
     names = sorted(path.name for path in demo.data.images.iterdir())
     with serving_here(demo.state, start_seconds=0.2, stop_seconds=0.2, tps_per_unit=1000) as endpoint:
@@ -71,7 +80,9 @@ def test_a_restarted_container_stops_the_model_of_a_killed_one(image, volume, de
 
         words = ("batchcl", "run", "/images", "--model", demo.arn, "--out", "/data/out", "--run-id", "night")
         words = (*words, "--start-model", 1, "--shard-size", 10)
-        options = {"env": aws_env(endpoint), "volume": volume, "read_only": {"/images": demo.data.images}}
+        env = aws_env(endpoint) | {"PYTHONPATH": "/without_numpy"}
+        mounts = {"/images": demo.data.images, "/without_numpy": without_numpy}
+        options: dict[str, Any] = {"env": env, "volume": volume, "read_only": mounts}
         with container(image, *words, "--max-tps", 20, **options) as first:
             wait_for(lambda: has_results(volume) or first.has_ended)
             assert status() == "RUNNING"
