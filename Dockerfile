@@ -1,7 +1,8 @@
 # docker build --build-arg EXTRAS=images,analysis --tag batchcl .     docs/containers.md
-ARG PYTHON=3.13
+# Both stages need the same Python: the environment links to it.
+ARG BASE=python:3.13-slim
 
-FROM python:${PYTHON}-slim AS build
+FROM ${BASE} AS build
 # Comma-separated extras of pyproject.toml: images, analysis, report, emulator.
 ARG EXTRAS=""
 WORKDIR /src
@@ -10,7 +11,7 @@ COPY src src
 RUN python -m venv --without-pip /opt/batchcl
 RUN python -m pip --python /opt/batchcl/bin/python install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[$EXTRAS]}"
 
-FROM python:${PYTHON}-slim
+FROM ${BASE}
 COPY --from=build /opt/batchcl /opt/batchcl
 ENV PATH=/opt/batchcl/bin:$PATH
 WORKDIR /data

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
 DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 
 KILL_AFTER_S: Final = 30
-"""From SIGTERM to SIGKILL: the default of Docker's successors, Kubernetes, Fargate and AWS Batch."""
+"""From SIGTERM to SIGKILL: the default of Kubernetes and Fargate, and fixed in AWS Batch."""
 
 UID: Final = 54321
 """A user that is in no passwd file, as OpenShift assigns them."""
@@ -53,7 +53,8 @@ class Image:
             if path.is_file():
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return cls(directories={sys.base_prefix: Path(sys.base_prefix), "/opt/batchcl": installed}, bin="/opt/batchcl/bin")
+        directories = {sys.base_prefix: Path(sys.base_prefix), "/opt/batchcl": installed}
+        return cls(directories=directories, bin="/opt/batchcl/bin")
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def container(
     script = _mounts(root, {**image.directories, **(read_only or {})}, {"/data": volume})
     if limit is not None:
         script.append(f"echo $$ > {limit.folder}/cgroup.procs")
-    variables = [f"{name}={value}" for name, value in {"PATH": f"{image.bin}:/usr/sbin:/usr/bin:/sbin:/bin", **env}.items()]
+    variables = [f"{name}={value}" for name, value in env.items()]
+    variables.append(f"PATH={image.bin}:/usr/sbin:/usr/bin:/sbin:/bin")
     user = [f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
     command = ["env", "-i", *variables, "chroot", str(root), "setpriv", *user, *map(str, words)]
     script.append(f"exec {shlex.join(command)}")
@@ -200,5 +202,3 @@ def _mounts(root: Path, read_only: Mapping[str, Path], writable: Mapping[str, Pa
         if path not in writable:
             lines.append(f"mount -o remount,bind,ro {root}{path}")
     return [*lines, f"mount -o remount,ro {root}"]
-
-

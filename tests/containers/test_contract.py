@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 import pytest
-
 from common import MODEL, cores, stub
+
 from containers.container import container, memory_limit
 from servers import aws_env, client, model_status, wait_for
 from unit.emulator.harness import serving_here
 
-IMAGES: Final = int(os.environ.get("BATCHCL_CONTAINER_IMAGES", "5000"))
+IMAGES: Final = int(os.environ.get("BATCHCL_CONTAINER_IMAGES", "2000"))
 """200,000 in `make containers`."""
 
 LIMIT_MB: Final = 256
@@ -54,8 +54,8 @@ def has_results(volume: Path) -> bool:
 
 def test_a_stopped_run_resumes_within_256_mb(image, volume):
     """The first session is slower, so that it is stopped after its first file and before its last one."""
-    words = ("batchcl", "run", "s3://photos/", "--model", MODEL, "--out", "/data/out", "--run-id", "night")
-    words = (*words, "--shard-size", IMAGES // 20)
+    flags = f"--out /data/out --run-id night --shard-size {IMAGES // 20}"
+    words = ["batchcl", "run", "s3://photos/", "--model", MODEL, *flags.split()]
     with memory_limit(LIMIT_MB * 2**20) as limit, stub("--keys", IMAGES, "--delay-ms", 20, core=cores()[1]) as endpoint:
         env = aws_env() | {"AWS_ENDPOINT_URL": endpoint}
         with container(image, *words, "--max-tps", IMAGES // 20, env=env, volume=volume, limit=limit) as first:
@@ -71,15 +71,15 @@ def test_a_stopped_run_resumes_within_256_mb(image, volume):
 
 
 def test_a_restarted_container_stops_the_model_of_a_killed_one(image, volume, demo, without_numpy):
-    """Stopped by SIGTERM, restarted, killed, restarted on the same host: each image has one row, the model is stopped."""
+    """Stopped by SIGTERM, restarted, killed and restarted on the same host, a run loses and repeats no image."""
     names = sorted(path.name for path in demo.data.images.iterdir())
     with serving_here(demo.state, start_seconds=0.2, stop_seconds=0.2, tps_per_unit=1000) as endpoint:
 
         def status() -> str:
             return model_status(endpoint, demo.arn)
 
-        words = ("batchcl", "run", "/images", "--model", demo.arn, "--out", "/data/out", "--run-id", "night")
-        words = (*words, "--start-model", 1, "--shard-size", 10)
+        flags = "--out /data/out --run-id night --start-model 1 --shard-size 10"
+        words = ["batchcl", "run", "/images", "--model", demo.arn, *flags.split()]
         env = aws_env(endpoint) | {"PYTHONPATH": "/without_numpy"}
         mounts = {"/images": demo.data.images, "/without_numpy": without_numpy}
         options: dict[str, Any] = {"env": env, "volume": volume, "read_only": mounts}
@@ -103,7 +103,7 @@ def test_a_restarted_container_stops_the_model_of_a_killed_one(image, volume, de
 
 
 def test_a_signal_before_the_handlers_ends_pid_1(image, volume):
-    """The kernel drops a signal that PID 1 does not handle, so a container would start its model and be killed later."""
-    program = "import os, batchcl.__main__\nfor number in (15, 1, 3):\n  if not os.fork(): os.kill(1, number)\n  os.wait()"
+    """The kernel drops a signal that PID 1 does not handle: the run would start its model, and be killed later."""
+    program = "import os, batchcl.__main__; os.kill(1, 15)"
     with container(image, f"{image.bin}/python", "-c", program, env={}, volume=volume) as started:
         assert started.wait() == ENDED_BY_SIGTERM, started.err
