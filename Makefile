@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign airflow bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -54,6 +54,12 @@ foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datu
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign
 
+airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environment of its own: 15 minutes
+	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
+
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
@@ -66,4 +72,4 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-foreign $(VENV)-airflow demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis

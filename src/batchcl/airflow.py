@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any, ClassVar, Final, Literal, TypeAlias
+from typing import IO, Any, ClassVar, Final, Literal, Protocol, TypeAlias
 
 from airflow.sdk import BaseHook, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -91,9 +91,9 @@ class BatchclOperator(BaseOperator):
         kwargs: of `BaseOperator`.
     """
 
-    template_fields: ClassVar[Sequence[str]] = ("arguments", "command", "env", "cwd")
+    template_fields: Sequence[str] = ("arguments", "command", "env", "cwd")
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json"}
-    ui_color: ClassVar[str] = "#e8f0fa"
+    ui_color: str = "#e8f0fa"
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class BatchclRunOperator(BatchclOperator):
         kwargs: of `BatchclOperator`. `on_failures="warn"` succeeds only if the run is done, not if it was stopped.
     """
 
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         *("sources", "config", "model", "out", "run_id", "options"),
         *(name for name in BatchclOperator.template_fields if name != "arguments"),
     )
@@ -260,6 +260,15 @@ class BatchclRunOperator(BatchclOperator):
         }
         sources = [self.sources] if isinstance(self.sources, str) else self.sources
         return ["run", *_flags(options), *(["--", *map(str, sources)] if sources else [])]
+
+    def _finish(self, context: Context, code: int, output: _Output) -> Any:
+        summary = output.result()
+        if isinstance(summary, dict) and "planned" in summary:
+            counts = ", ".join(f"{summary[name]:,} {name}" for name in ("planned", "scored", "failed", "skipped"))
+            cost = summary.get("cost_usd")
+            dollars = "" if cost is None else f", at least ${cost:.2f} for the model"
+            self.log.info("run %s is %s: %s%s", summary["run_id"], summary["status"], counts, dollars)
+        return super()._finish(context, code, output)
 
 
 class _Child:
@@ -332,6 +341,10 @@ class _Child:
             os.killpg(self._process.pid, number)
 
 
+class _Log(Protocol):
+    def log(self, level: int, event: str, *args: Any) -> Any: ...
+
+
 class _Output:
     """Logs the lines of a command and keeps its result.
 
@@ -344,7 +357,7 @@ class _Output:
         report: the path of the report that was written.
     """
 
-    def __init__(self, log: logging.Logger, *, is_json: bool) -> None:
+    def __init__(self, log: _Log, *, is_json: bool) -> None:
         self._log = log
         self._is_json = is_json
         self._stdout: list[str] = []
