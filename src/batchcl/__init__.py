@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         show_sync,
         write_report_sync,
     )
-    from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
+    from batchcl.choices import Encryption, IfHeld, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         CredentialsFailingError,
         ExitCode,
         FatalCallError,
+        HeldError,
         HostError,
         ImageError,
         InterruptedRunError,
@@ -112,7 +113,9 @@ __all__ = [
     "ExportedFile",
     "FatalCallError",
     "Finding",
+    "HeldError",
     "HostError",
+    "IfHeld",
     "ImageError",
     "ImageInput",
     "ImageRef",
@@ -209,7 +212,7 @@ _EXPORTS = {
         "show_sync",
         "write_report_sync",
     ),
-    "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.choices": ("Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),

@@ -107,6 +107,25 @@ def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped
     assert done["scored"] == done["published"] == IMAGES
 
 
+def test_a_waiting_process_takes_over_a_killed_one(job, env, out, clean_env):
+    with (
+        started(*job, "--max-tps", 4, env=clean_env | env) as first,
+        started(*job, "--if-held", "wait", env=clean_env | env) as second,
+    ):
+        assert second.stderr is not None
+        assert any(b"is working on the run; following it" in line for line in iter(second.stderr.readline, b""))
+        wait_for_rows(out, 5)
+        first.kill()
+        text, rest = second.communicate(timeout=120)
+    assert second.returncode == 0, rest
+    assert f"process {first.pid} on ".encode() in rest
+    assert b"is dead; taking over its run" in rest
+    summary = json.loads(text)
+    assert [each["number"] for each in summary["sessions"]] == [0, 1]
+    assert summary["scored"] == IMAGES
+    assert len(set(out.uris())) == len(out.uris()) == IMAGES
+
+
 def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, out, demo):
     assert cli(*job, env=env).code == 0
     refused = cli(*job, "--min-confidence", 10, "--limit", 3, env=env)

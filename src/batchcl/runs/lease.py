@@ -22,6 +22,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,10 +30,13 @@ import anyio
 import orjson
 
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, OutputError, StoppedError
+from batchcl.errors import BatchclError, HeldError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = [
+    "EXPIRES_S",
+    "HolderState",
+    "LeaseFollower",
     "RunLease",
     "RunLeaseHolder",
     "is_alive",
@@ -45,7 +49,13 @@ __all__ = [
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
+FOLLOW_EVERY_S: Final = 10.0
+SILENT_S: Final = 2 * HEARTBEAT_S
 _POLL_INTERVAL_S: Final = 2.0
+_CHECK_PROCESS_EVERY_S: Final = 1.0
+_OUTAGE_S: Final = 300.0
+"""As long as credentials may fail, too."""
+
 _SESSION: Final = ".json"
 _READS_AT_ONCE: Final = 32
 
@@ -77,6 +87,11 @@ class RunLease:
     progress: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
     settled: bool = False
+
+    @property
+    def process_name(self) -> str:
+        """`<process id> on <host>`, for messages."""
+        return f"{self.process.partition('-')[0]} on {self.host}"
 
     @property
     def process_is_alive(self) -> bool | None:
@@ -116,6 +131,104 @@ async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
             return not current.ended
         if requested_at - since >= EXPIRES_S:
             return False
+
+
+class HolderState(Enum):
+    """What successive reads of a session say about its process.
+
+                        a heartbeat
+             ┌──────────────────────────────┐
+             ▼         none for 20 s        │    none for 45 s, or
+           ALIVE ───────────────────────▶ SILENT ─────────────────▶ DEAD ──▶ ALIVE: it was suspended,
+             │                              │    its process is gone          or another session follows
+             └────────▶ ENDED ◀─────────────┘
+
+    A process that this one can see is never DEAD while it runs. Time in which the store can't be read doesn't count.
+    """
+
+    ALIVE = "alive"
+    SILENT = "silent"
+    DEAD = "dead"
+    ENDED = "ended"
+
+
+class LeaseFollower:
+    """Follows the newest session below a folder, at one small read each time. Never writes.
+
+    Args:
+        store: the output root.
+        folder: of the sessions.
+        every_s: seconds between two reads.
+
+    Attributes:
+        lease: the session as last read; None before the first read, or if there is none.
+        state: of its process.
+        failure: why the last read failed; None if it didn't.
+    """
+
+    def __init__(self, store: Store, folder: str, *, every_s: float = FOLLOW_EVERY_S) -> None:
+        self._store = store
+        self._folder = folder
+        self._every_s = every_s
+        self.lease: RunLease | None = None
+        self.state: HolderState | None = None
+        self.failure: OutputError | None = None
+        self._unchanged_since = 0.0
+        self._failing_since: float | None = None
+
+    def silent_s(self) -> float:
+        """Seconds since the counter of heartbeats was first seen to have its value, by this process's clock."""
+        return anyio.current_time() - self._unchanged_since
+
+    async def read(self) -> HolderState | None:
+        """Read the session, or a newer one if it is over; None if there is none.
+
+        Raises:
+            OutputError: the first read fails, or reads have failed for five minutes.
+        """
+        requested_at = anyio.current_time()  # before the read, as this process may be suspended during it
+        try:
+            await self._read(requested_at)
+        except OutputError as error:
+            self._failing_since = requested_at if self._failing_since is None else self._failing_since
+            if self.lease is None or requested_at - self._failing_since >= _OUTAGE_S:
+                raise
+            self.failure = error
+            self._unchanged_since = anyio.current_time()  # the holder can't write either
+            self.state = HolderState.SILENT
+        else:
+            self.failure = self._failing_since = None
+        return self.state
+
+    async def wait(self) -> None:
+        """Wait until the next read is due. A process that this one can see is checked each second meanwhile."""
+        until = anyio.current_time() + self._every_s
+        is_over = self.state in {HolderState.DEAD, HolderState.ENDED}
+        while (left_s := until - anyio.current_time()) > 0:
+            await anyio.sleep(min(left_s, _CHECK_PROCESS_EVERY_S))
+            if not is_over and self.lease is not None and self.lease.process_is_alive is False:
+                return
+
+    async def _read(self, requested_at: float) -> None:
+        if self.lease is not None:
+            self._update(await read_session(self._store, _path(self._folder, self.lease.number)), requested_at)
+            if self.state not in {HolderState.DEAD, HolderState.ENDED}:
+                return
+        newest = await read_lease(self._store, self._folder)
+        if newest is not None and (self.lease is None or newest.number > self.lease.number):
+            self._update(newest, requested_at)
+
+    def _update(self, lease: RunLease, requested_at: float) -> None:
+        last, self.lease = self.lease, lease
+        if last is None or (last.number, last.heartbeats) != (lease.number, lease.heartbeats):
+            self._unchanged_since = anyio.current_time()
+        silent_s, is_alive = requested_at - self._unchanged_since, lease.process_is_alive
+        if lease.ended:
+            self.state = HolderState.ENDED
+        elif is_alive is False or (is_alive is None and silent_s >= EXPIRES_S):
+            self.state = HolderState.DEAD
+        else:
+            self.state = HolderState.SILENT if silent_s >= SILENT_S else HolderState.ALIVE
 
 
 async def read_lease(store: Store, folder: str) -> RunLease | None:
@@ -247,7 +360,7 @@ class RunLeaseHolder:
             dead: a session that the caller has just found dead.
 
         Raises:
-            StoppedError: another process holds the lease; the message names it.
+            HeldError: another process holds the lease; the message names it.
         """
         last = await read_lease(self._store, self._folder)
         if last is not None:
@@ -330,10 +443,11 @@ class RunLeaseHolder:
     def _path(self, number: int) -> str:
         return _path(self._folder, number)
 
-    def _held_by(self, other: RunLease) -> StoppedError:
-        return StoppedError(
-            f"{self._what} is in use by another process ({other.process.partition('-')[0]} on {other.host}); wait "
-            f"until it has ended, or {EXPIRES_S:.0f} s if it was killed"
+    def _held_by(self, other: RunLease) -> HeldError:
+        return HeldError(
+            f"{self._what} is in use by another process ({other.process_name}); wait until it has ended, or "
+            f"{EXPIRES_S:.0f} s if it was killed",
+            sessions=self._folder,
         )
 
     def _next_heartbeat(self, *, ended: bool = False) -> bytes:
