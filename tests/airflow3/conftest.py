@@ -228,7 +228,7 @@ def airflow(
     """A scheduler with a LocalExecutor on SQLite, and the DAGs of configs/airflow and of dags.py."""
     home = tmp_path_factory.mktemp("airflow")
     (home / "dags").mkdir()
-    port = free_ports(1)[0]
+    port, log_port = free_ports(2)
     _images(home / "images", demo, count=60)
     _images(home / "corrupt", demo, count=4)
     for number in range(2):
@@ -253,6 +253,7 @@ def airflow(
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -326,8 +327,8 @@ def _write_dags(home: Path, demo: Demo) -> None:
 
 def _with_values(text: str, values: dict[str, str]) -> str:
     """A Python file with other values of its constants."""
-    for name, value in values.items():
-        text = re.sub(
-            rf"^{name} = .*$", lambda _, name=name, value=value: f"{name} = {value!r}", text, flags=re.MULTILINE
-        )
-    return text
+
+    def line(found: re.Match[str]) -> str:
+        return f"{found[1]} = {values[found[1]]!r}" if found[1] in values else found[0]
+
+    return re.sub(r"^([A-Z]+) = .*$", line, text, flags=re.MULTILINE)

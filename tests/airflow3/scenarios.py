@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG
 
@@ -12,7 +13,7 @@ COMMAND = ""
 HOME = ""
 MODEL = ""
 
-for name, more in {
+SCENARIOS: dict[str, dict[str, Any]] = {
     "done": {"options": {"start_model": 1, "report": f"{HOME}/out/done.html"}},
     "failures": {"sources": f"{HOME}/corrupt"},
     "warned": {"sources": f"{HOME}/corrupt", "on_failures": "warn"},
@@ -22,20 +23,21 @@ for name, more in {
     "marked": {},
     "cleared": {},
     "short": {"execution_timeout": timedelta(seconds=20), "grace_s": 10},
-}.items():
+}
+
+for name, more in SCENARIOS.items():
     with DAG(name, schedule=None, default_args={"retries": 4, "retry_delay": timedelta(seconds=1)}) as each:
-        BatchclRunOperator(
-            **{
-                "task_id": "score",
-                "command": COMMAND,
-                "aws_conn_id": "labels",
-                "sources": f"{HOME}/images",
-                "model": MODEL,
-                "out": f"{HOME}/out/{name}",
-                "options": {"start_model": 1},
-                **more,
-            }
-        )
+        arguments: dict[str, Any] = {
+            "task_id": "score",
+            "command": COMMAND,
+            "aws_conn_id": "labels",
+            "sources": f"{HOME}/images",
+            "model": MODEL,
+            "out": f"{HOME}/out/{name}",
+            "options": {"start_model": 1},
+            **more,
+        }
+        BatchclRunOperator(**arguments)
     globals()[name] = each
 
 with DAG("mapped", schedule=None) as mapped:

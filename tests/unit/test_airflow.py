@@ -264,17 +264,22 @@ def test_a_process_left_behind_does_not_hold_the_task(
     os.kill(int(task.operator.logged[1][1]), signal.SIGKILL)
 
 
-def started(task: Task) -> bool:
-    """Whether the script has written its first line."""
-    return len(task.operator.logged) > 1
+def killing(task: Task) -> threading.Thread:
+    """A thread that calls `on_kill`, as a signal handler does, once the script has written its first line."""
+
+    def kill() -> None:
+        wait_for(lambda: len(task.operator.logged) > 1)
+        task.operator.on_kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
 
 
 def test_on_kill_sends_sigterm_and_execute_waits_for_the_drain(score: Callable[..., Task]) -> None:
-    """In a thread, in the place of a signal handler."""
     drained = event("drain", "drained") + summary(status="stopped", reason="ended by SIGTERM") + "exit 4"
     task = score(f"trap {shlex.quote(drained)} TERM\necho ready >&2\nwhile true; do sleep 0.05; done")
-    killer = threading.Thread(target=lambda: (wait_for(lambda: started(task)), task.operator.on_kill()))
-    killer.start()
+    killer = killing(task)
     with pytest.raises(AirflowException, match=r"exit code 4 .*: ended by SIGTERM"):
         task.run()
     killer.join()
@@ -293,8 +298,7 @@ def test_a_command_that_does_not_end_is_killed(
 ) -> None:
     monkeypatch.setattr(module, "_KILL_MARGIN_S", 0.1)
     task = score("trap '' TERM\nsleep 60 & echo $! >&2\nwait; wait", grace_s=0.1)
-    killer = threading.Thread(target=lambda: (wait_for(lambda: started(task)), task.operator.on_kill()))
-    killer.start()
+    killer = killing(task)
     with pytest.raises(AirflowException, match="death by SIGKILL"):
         task.run()
     killer.join()
