@@ -109,6 +109,8 @@ class BatchclOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not command:
+            raise ValueError("command is empty; expected a path or a list of words")
         if on_failures not in {"fail", "warn"}:
             raise ValueError(f"on_failures={on_failures!r} is not valid: expected 'fail' or 'warn'")
         self.arguments = arguments
@@ -127,8 +129,9 @@ class BatchclOperator(BaseOperator):
         words = [*([self.command] if isinstance(self.command, str) else self.command), *self._words()]
         output = _Output(self.log, is_json="--json" in words)
         self.log.info("running %s", _WEB_URL.sub(r"\1\2/…", shlex.join(words)))
+        env = self._environment()
         try:
-            child = self._child = _Child(words, env=self._environment(), cwd=self.cwd, grace_s=self.grace_s)
+            child = self._child = _Child(words, env=env, cwd=self.cwd, grace_s=self.grace_s)
         except (OSError, ValueError) as error:
             hint = "; give a command of several words as a list" if " " in words[0] else ""
             raise AirflowFailException(
@@ -155,6 +158,9 @@ class BatchclOperator(BaseOperator):
     def _words(self) -> list[str]:
         return [str(word) for word in self.arguments]
 
+    def _show(self, result: Any) -> None:
+        """Log the result of the command, if that is short."""
+
     def _environment(self) -> dict[str, str]:
         inherits = self.env is None or self.append_env
         env = {name: value for name, value in os.environ.items() if not _AIRFLOW_OWN.match(name)} if inherits else {}
@@ -168,13 +174,13 @@ class BatchclOperator(BaseOperator):
     def _finish(self, context: Context, code: int, output: _Output) -> Any:
         ti = context["ti"]
         result = output.result()
+        self._show(result)
         if output.report is not None:
             ti.xcom_push(key="report", value=output.report)
         if code == _DONE:
             return result
         values = result if isinstance(result, dict) else {}
-        meaning = f"death by {signal.Signals(-code).name}" if code < 0 else _MEANING.get(code, "unknown")
-        text = f"exit code {code} ({meaning})" if code > 0 else meaning
+        text = _describe(code)
         if reason := values.get("reason") or output.error:
             text = f"{text}: {reason}"
         if code == _FAILURES and self.on_failures == "warn" and values.get("status", "done") == "done":
@@ -221,7 +227,7 @@ class BatchclRunOperator(BatchclOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if own := sorted(_OWN_OPTIONS & set(options or ())):
+        if isinstance(options, Mapping) and (own := sorted(_OWN_OPTIONS & options.keys())):  # not the XCom of a task
             raise ValueError(f"options has {', '.join(own)}: pass it to the operator, where it has an argument")
         self.sources = sources
         self.config = config
@@ -234,7 +240,7 @@ class BatchclRunOperator(BatchclOperator):
     def _deadline_s(self) -> float | None:
         """Seconds from the start of the run; None without `execution_timeout`."""
         timeout: dt.timedelta | None = self.execution_timeout
-        if timeout is None or "deadline" in (self.options or {}):
+        if timeout is None:
             return None
         left_s = timeout.total_seconds() - self.grace_s
         if left_s < self.grace_s:
@@ -261,14 +267,12 @@ class BatchclRunOperator(BatchclOperator):
         sources = [self.sources] if isinstance(self.sources, str) else self.sources
         return ["run", *_flags(options), *(["--", *map(str, sources)] if sources else [])]
 
-    def _finish(self, context: Context, code: int, output: _Output) -> Any:
-        summary = output.result()
-        if isinstance(summary, dict) and "planned" in summary:
-            counts = ", ".join(f"{summary[name]:,} {name}" for name in ("planned", "scored", "failed", "skipped"))
-            cost = summary.get("cost_usd")
+    def _show(self, result: Any) -> None:
+        if isinstance(result, dict) and "planned" in result:  # a refused run has no summary
+            counts = ", ".join(f"{result[name]:,} {name}" for name in ("planned", "scored", "failed", "skipped"))
+            cost = result["cost_usd"]
             dollars = "" if cost is None else f", at least ${cost:.2f} for the model"
-            self.log.info("run %s is %s: %s%s", summary["run_id"], summary["status"], counts, dollars)
-        return super()._finish(context, code, output)
+            self.log.info("run %s is %s: %s%s", result["run_id"], result["status"], counts, dollars)
 
 
 class _Child:
@@ -403,6 +407,17 @@ class _Output:
     def _write(self, level: int, text: str) -> None:
         with suppress(OSError):  # Airflow's supervisor is gone; the run continues, and the next try follows it
             self._log.log(level, "%s", text)
+
+
+def _describe(code: int) -> str:
+    """An exit code with its meaning, or the signal that ended the process or that a shell reports."""
+    if code in _MEANING:
+        return f"exit code {code} ({_MEANING[code]})"
+    try:
+        name = signal.Signals(-code if code < 0 else code - 128).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"death by {name}" if code < 0 else f"exit code {code} ({name})"
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -130,10 +130,10 @@ class DagRun:
             print(f"  {row['task_id']:10} {row['state']}")
         return {row["task_id"]: row["state"] for row in rows}
 
-    def log(self, task: str) -> str:
-        """The logs of all tries."""
+    def log(self, task: str, attempt: int | str = "*") -> str:
+        """The log of one try, or of all."""
         folder = self.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.run_id}" / f"task_id={task}"
-        return "\n".join(path.read_text() for path in sorted(folder.rglob("*.log")))
+        return "\n".join(path.read_text() for path in sorted(folder.rglob(f"attempt={attempt}.log")))
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def airflow(
     with ExitStack() as stack:
         for word in ("api-server", "scheduler", "dag-processor"):
             stack.enter_context(_running(running, word))
-        wait_for(lambda: _has_dags(running, 12), _PATIENCE_S)
+        wait_for(lambda: _has_dags(running, 14), _PATIENCE_S)
         yield running
 
 

@@ -14,12 +14,14 @@ HOME = ""
 MODEL = ""
 
 SCENARIOS: dict[str, dict[str, Any]] = {
-    "done": {"options": {"start_model": 1, "report": f"{HOME}/out/done.html"}},
+    "done": {"options": {"start_model": 1, "report": f"{HOME}/done.html"}},
     "failures": {"sources": f"{HOME}/corrupt"},
     "warned": {"sources": f"{HOME}/corrupt", "on_failures": "warn"},
     "refused": {"model": "digits@v99"},
     "killed": {},
     "lost": {},
+    "orphaned": {},
+    "shutdown": {},
     "marked": {},
     "cleared": {},
     "short": {"execution_timeout": timedelta(seconds=20), "grace_s": 10},

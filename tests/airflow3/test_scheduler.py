@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from airflow3.conftest import SECRET, WEBHOOK_PATH, Airflow, DagRun, Processes, Webhook, is_running
-from servers import Demo, wait_for
+from servers import Demo, client, model_status, start_model, wait_for
 
 IMAGES = 60
 RUN_ID = "manual__2026-11-29T01:00:00+00:00"
@@ -84,7 +84,7 @@ def test_success_and_clearing_it(airflow: Airflow) -> None:
     assert run.states() == {"score": "success"}
     summary = run.xcom("score")
     assert summary["scored"] == IMAGES
-    assert run.xcom("score", "report") == f"{root}.html"
+    assert run.xcom("score", "report") == str(airflow.home / "done.html")
     run.clear("score")
     wait_for(lambda: run.task("score")["try_number"] == 2)
     assert run.wait() == "success"
@@ -135,6 +135,19 @@ def test_a_retry_follows_the_run_of_a_killed_worker(airflow: Airflow) -> None:
     assert sessions(root) == 1
 
 
+def test_a_worker_that_is_shut_down_waits_for_the_drain(airflow: Airflow) -> None:
+    run, root, found = begin(airflow, "shutdown")
+    os.kill(found.supervisor, signal.SIGTERM)
+    wait_for(lambda: run.task("score")["try_number"] == 2, 60)
+    assert not is_running(found.child)
+    assert run.wait() == "success", run.log("score")
+    assert run.states() == {"score": "success"}
+    assert "its billing has ended" in run.log("score", 1)
+    assert "exit code 4 (stopped early, or another process works on it): ended by SIGTERM" in run.log("score", 1)
+    check_rows(root)
+    assert sessions(root) == 2
+
+
 def test_marked_failed_while_running_and_cleared_later(airflow: Airflow, emulator: str, demo: Demo) -> None:
     run, root, found = begin(airflow, "marked")
     run.mark_failed("score")
@@ -178,6 +191,28 @@ def test_a_retry_takes_over_from_a_lost_worker(airflow: Airflow) -> None:
     assert run.states() == {"score": "success"}
     check_rows(root)
     assert sessions(root) == 2
+
+
+def test_a_retry_follows_the_run_of_a_lost_supervisor(airflow: Airflow) -> None:
+    """The task runner, which nobody supervises any more, does not end the run."""
+    run, root, found = begin(airflow, "orphaned")
+    os.kill(found.supervisor, signal.SIGKILL)
+    wait_for(lambda: run.task("score")["try_number"] == 2, 120)
+    assert run.wait() == "success", run.log("score")
+    assert run.states() == {"score": "success"}
+    check_rows(root)
+    assert sessions(root) == 1
+
+
+def test_the_reaper_dag(airflow: Airflow, emulator: str, demo: Demo) -> None:
+    start_model(emulator, demo.arn)
+    tags = {"batchcl:lease/x": "2026-01-01T00:00:00Z started run x in out"}
+    client("rekognition", emulator).tag_resource(ResourceArn=demo.arn, Tags=tags)
+    run = airflow.trigger("batchcl_reaper", RUN_ID)
+    assert run.wait() == "success"
+    assert run.states() == {"reap": "success"}
+    assert [each["done"] for each in run.xcom("reap")] == ["stopped"]
+    assert model_status(emulator, demo.arn) in {"STOPPING", "STOPPED"}
 
 
 def test_secrets_are_nowhere_on_the_disk(airflow: Airflow) -> None:

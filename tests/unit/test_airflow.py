@@ -169,6 +169,7 @@ def test_the_deadline(score: Callable[..., Task], arguments: dict[str, Any], dea
     [
         ({"execution_timeout": dt.timedelta(seconds=49)}, "too short: the run needs 25 s at its end"),
         ({"options": {"run_id": "x", "json": True}}, "options has json, run_id: pass it to the operator"),
+        ({"command": []}, "command is empty"),
         ({"on_failures": "ignore"}, "expected 'fail' or 'warn'"),
     ],
 )
@@ -197,10 +198,13 @@ def test_codes_that_a_retry_would_not_change(score: Callable[..., Task], code: i
         task.run()
 
 
-@pytest.mark.parametrize("code", [1, 4, 130, 137, 99])
-def test_codes_that_are_retried(score: Callable[..., Task], code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [(1, r" \(stdout .*\)"), (4, r" \(stopped .*\)"), (130, r" \(interrupted\)"), (137, r" \(SIGKILL\)"), (99, "")],
+)
+def test_codes_that_are_retried(score: Callable[..., Task], code: int, meaning: str) -> None:
     task = score(event("error", "the reason", "error") + f"exit {code}")
-    with pytest.raises(AirflowException, match=rf"exit code {code} \(.*\): the reason") as raised:
+    with pytest.raises(AirflowException, match=rf"^exit code {code}{meaning}: the reason$") as raised:
         task.run()
     assert not isinstance(raised.value, AirflowFailException)
 
