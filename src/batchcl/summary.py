@@ -60,7 +60,7 @@ class SessionRecord:
             images=int(images),
             seconds=seconds,
             images_per_second=rate(images, seconds),
-            units=progress.get("units"),
+            units=progress.get("model_units"),
             cost_usd=None if progress.get("cost_usd") is None else _number(progress, "cost_usd"),
             cost_by_month=dict(progress.get("cost_by_month") or {}),
             billed_s=dict(progress.get("billed_s") or {}),
