@@ -18,6 +18,7 @@ from batchcl.errors import (
     HeldError,
     ImageError,
     InterruptedRunError,
+    RefusedError,
     StoppedError,
     TooManyFailuresError,
 )
@@ -389,9 +390,9 @@ def test_a_holder_that_has_spent_max_cost_is_not_continued():
     holder, second = Process(left), Process(replace(left, if_held=IfHeld.WAIT), 15.0)
     play(holder, second)
     assert isinstance(holder.end, StoppedError)
-    assert isinstance(second.end, StoppedError)
+    assert isinstance(second.end, RefusedError)
     assert "--max-cost" in str(second.end)
-    assert sessions(left) == 1
+    assert [call for call in left.models.calls if call.startswith("start ")] == ["start cats@v1"]
     assert left.status == "STOPPED"
 
 
