@@ -29,7 +29,8 @@ setup: $(STAMP)  ## make the virtual environment
 demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 	@$(BIN)/batchcl demo
 
-test: lint types unit  ## lint, types and all tests, as CI runs them
+test: lint       ## lint, types and all tests, as CI runs them
+	@$(MAKE) --no-print-directory --jobs=2 types unit
 
 lint: $(STAMP)   ## ruff, the layers of the packages, and the format of Markdown
 	@$(BIN)/ruff check .
