@@ -42,7 +42,7 @@ types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(STAMP)   ## all tests
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds and 24 hours in virtual time: an hour
 	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
