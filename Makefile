@@ -49,6 +49,7 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
 	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
+	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
 
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
