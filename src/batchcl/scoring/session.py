@@ -270,7 +270,7 @@ class Session:
             calls, throttled = progress.calls, progress.throttled
             if self._engine.is_awaiting_last:
                 meter.attribute({BilledUse.TAIL: 1.0})
-            elif sent <= 0 and not progress.in_flight:
+            elif sent <= 0 and not progress.in_flight and not self._engine.is_pacing:
                 meter.attribute({BilledUse.IDLE: 1.0})
             else:
                 share = min(1.0, max(0.0, refused / max(1, sent)))
