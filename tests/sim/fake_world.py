@@ -358,6 +358,7 @@ class FakeWorld:
     if_held: IfHeld = IfHeld.FAIL
     deadline: str | None = None
     max_cost: float | None = None
+    model: str = MODEL
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
         """Open the output root for a session."""
@@ -403,7 +404,7 @@ class FakeWorld:
     async def _run(self, faults: FaultInjector) -> Summary:
         job = self._job()
         ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
-        model, store = ModelArn.parse(MODEL), self.store(faults)
+        model, store = ModelArn.parse(self.model), self.store(faults)
         stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
 
@@ -474,7 +475,7 @@ class FakeWorld:
     def _job(self) -> Job:
         return Job(
             sources=("the world's images",),
-            model=MODEL,
+            model=self.model,
             out="memory",
             run_id=self.run_id,
             shard_size=self.shard_size,

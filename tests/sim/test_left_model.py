@@ -50,10 +50,11 @@ class WorldWithModel(FakeWorld):
     models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
     units: Units | None = ONE
     keep: bool = False
+    model: str = arn_of(NAME)
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:
         self.models.faults = faults
-        arn = ModelArn.parse(arn_of(NAME))
+        arn = ModelArn.parse(self.model)
         return ModelManager(
             self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stop_signal=StopSignal()
         )
