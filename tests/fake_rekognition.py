@@ -66,6 +66,7 @@ class Models:
         start_s: duration of a start, while the model is STARTING.
         stop_s: duration of a stop, while it is STOPPING.
         who: makes the calls; `started_by` has who started each model, and `stops` who stopped whose.
+        units: with which each model was started.
     """
 
     statuses: dict[str, str]
@@ -78,6 +79,9 @@ class Models:
     started_by: dict[str, str] = field(default_factory=dict)
     stops: list[tuple[str, str]] = field(default_factory=list)
     due: dict[str, tuple[float, str]] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    _billed_unit_s: float = 0.0
+    _running_since: dict[str, float] = field(default_factory=dict)
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
@@ -93,11 +97,28 @@ class Models:
     def status(self, name: str) -> str:
         """As of now."""
         if name in self.due and self.due[name][0] <= anyio.current_time():
-            self.statuses[name] = self.due.pop(name)[1]
+            at, self.statuses[name] = self.due.pop(name)
+            self._meter(name, at)
         return self.statuses[name]
+
+    @property
+    def billed_unit_s(self) -> float:
+        """Unit-seconds in which models that were started were RUNNING: the service's meter."""
+        now = anyio.current_time()
+        for name in self.statuses:
+            self.status(name)
+        running = sum((now - since) * self.units[name] for name, since in self._running_since.items())
+        return self._billed_unit_s + running
+
+    def _meter(self, name: str, at: float) -> None:
+        if self.statuses[name] == "RUNNING" and name in self.units:
+            self._running_since.setdefault(name, at)
+        elif name in self._running_since:
+            self._billed_unit_s += (at - self._running_since.pop(name)) * self.units[name]
 
     def _become(self, name: str, passing: str, status: str, seconds: float) -> None:
         self.statuses[name] = passing if seconds else status
+        self._meter(name, anyio.current_time())
         if seconds:
             self.due[name] = (anyio.current_time() + seconds, status)
 
@@ -124,6 +145,7 @@ class Models:
         def begin() -> None:
             if self.status(name) in {"STARTING", "RUNNING", "STOPPING"}:
                 raise refused("ResourceInUseException")
+            self.units[name] = arguments.get("MinInferenceUnits", 1)
             self._become(name, "STARTING", "RUNNING", self.start_s)
             self.started_by[name] = self.who
 
@@ -163,6 +185,7 @@ class _Pages:
         yield {
             "ProjectVersionDescriptions": [
                 {"ProjectVersionArn": arn_of(name), "Status": self._models.status(name)}
+                | ({"MinInferenceUnits": self._models.units[name]} if name in self._models.units else {})
                 for name in self._models.statuses
                 if name.startswith(f"{project}@") and (versions is None or name.partition("@")[2] in versions)
             ]

@@ -34,7 +34,16 @@ from batchcl.errors import SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
 from batchcl.monitoring.targets import CHECKS as MONITORING
 from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
-from batchcl.quantities import Tolerance, Units, duration_text, parse_datetime, parse_duration
+from batchcl.quantities import (
+    AutoUnits,
+    Tolerance,
+    Units,
+    deadline_s,
+    duration_text,
+    parse_datetime,
+    parse_duration,
+    parse_units,
+)
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters, Sample
@@ -137,6 +146,16 @@ def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
     return read
 
 
+def _deadline(value: object) -> str:
+    if isinstance(value, dt.time):
+        if value.tzinfo not in {None, dt.UTC}:
+            raise ValueError("expected a time of day in UTC")
+        return value.strftime("%H:%M:%S")
+    text = duration_text(value) if isinstance(value, dt.timedelta) else _text(value)
+    deadline_s(text, now=dt.datetime.now(dt.UTC))
+    return text
+
+
 def _moment(value: object) -> str:
     if isinstance(value, dt.timedelta):
         text = duration_text(value)
@@ -185,8 +204,8 @@ def _tolerance(value: object) -> str:
 
 
 def _units(value: object) -> str:
-    text = str(value) if _is_int(value) or isinstance(value, Units) else _text(value)
-    Units.parse(text)
+    text = str(value) if _is_int(value) or isinstance(value, Units | AutoUnits) else _text(value)
+    parse_units(text)
     return text
 
 
@@ -207,7 +226,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "sample": _sample,
     "max_failures": _tolerance,
     "report": _local_file,
-    "deadline": _duration_that(parse_duration),
+    "deadline": _deadline,
     "max_wait": _duration_that(parse_duration),
     "grace": _duration_that(grace_seconds),
     "lease": _duration_that(lease_seconds),
@@ -231,8 +250,9 @@ class Job(BaseModel, JobOptions, frozen=True):
     """One scoring job. Every field is also a key of a job file and a flag of `batchcl run`.
 
     Fields accept what is natural in Python, and keep it as text: `sources` one or several paths or URIs; `deadline`,
-    `max_wait`, `grace` and `lease` a `timedelta`; `newer_than` and `older_than` a `datetime`, `date` or `timedelta`;
-    `start_model` a number or `Units`. Raises `UsageError` for a value or combination that is not valid.
+    `max_wait`, `grace` and `lease` a `timedelta`, `deadline` also a `time` in UTC; `newer_than` and `older_than` a
+    `datetime`, `date` or `timedelta`; `start_model` a number, `Units` or `"auto"`. Raises `UsageError` for a value or
+    combination that is not valid.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -347,10 +367,9 @@ class Job(BaseModel, JobOptions, frozen=True):
         """`sse` and `sse_kms_key_id`."""
         return Encryption(self.sse, self.sse_kms_key_id)
 
-    @property
-    def deadline_s(self) -> float | None:
-        """`deadline` in seconds."""
-        return None if self.deadline is None else parse_duration(str(self.deadline))
+    def deadline_s(self, now: dt.datetime) -> float | None:
+        """Seconds from `now` to `deadline`."""
+        return None if self.deadline is None else deadline_s(str(self.deadline), now=now)
 
     @property
     def max_wait_s(self) -> float | None:
@@ -368,9 +387,9 @@ class Job(BaseModel, JobOptions, frozen=True):
         return lease_seconds(str(self.lease))
 
     @property
-    def units(self) -> Units | None:
+    def units(self) -> Units | AutoUnits | None:
         """`start_model`, parsed."""
-        return None if self.start_model is None else Units.parse(str(self.start_model))
+        return None if self.start_model is None else parse_units(str(self.start_model))
 
     @property
     def lists(self) -> ListOptions:

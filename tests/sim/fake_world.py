@@ -40,6 +40,7 @@ from batchcl.runs.lease import RunLease, read_lease
 from batchcl.runs.ledger import SEGMENT_ENTRIES
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
+from batchcl.scoring.bounds import deadline_at
 from batchcl.scoring.retry import completes_followed_round, execute_round, job_of_round, waiter_for_retry
 from batchcl.scoring.run import count_new_run, execute, find_resume_state, summary_of_done_run, waiter_for_run
 from batchcl.scoring.session import RunContext
@@ -402,7 +403,8 @@ class FakeWorld:
         raise AssertionError(f"not done after {tries} sessions: {ends}")
 
     async def _run(self, faults: FaultInjector) -> Summary:
-        job, begun_at = self._job(), anyio.current_time()
+        job = self._job()
+        ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
         model, store = ModelArn.parse(MODEL), self.store(faults)
         stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
@@ -423,10 +425,10 @@ class FakeWorld:
                 batch = await count_new_run(job, state, listing, observer=self.observer)
                 if isinstance(batch, Summary):
                     return batch
-                context = self._with_preparer(self._context(faults, service, begun_at), job)
+                context = self._with_preparer(self._context(faults, service, ends_at), job)
                 return await execute(job, replace(state, pages=batch), context, dead=waiter.dead)
 
-        waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, begun_at=begun_at)
+        waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
 
     def _sources(self, faults: FaultInjector) -> list[FaultySource]:
@@ -441,6 +443,7 @@ class FakeWorld:
         assert record is not None
         changes = {"out": "memory", "if_held": self.if_held} | ({"fit": True} if fit else {})
         job = await job_of_round(store, record, changes)
+        ends_at = deadline_at(job, begun_at=begun_at, now=utcnow())
 
         async def attempt() -> Summary:
             earlier = await read_summary(store, self.run_id)
@@ -448,7 +451,7 @@ class FakeWorld:
             if await completes_followed_round(store, earlier, job, codes=codes, followed=waiter.followed):
                 return earlier
             async with self.detector() as service:
-                context = self._with_preparer(self._context(faults, service, begun_at), job)
+                context = self._with_preparer(self._context(faults, service, ends_at), job)
                 return await execute_round(job, store, record, earlier, context, codes=codes, dead=waiter.dead)
 
         waiter = waiter_for_retry(
@@ -457,20 +460,20 @@ class FakeWorld:
             self.run_id,
             observer=self.observer,
             stop_signal=self.stop_signal or StopSignal(),
-            begun_at=begun_at,
+            ends_at=ends_at,
         )
         return await waiter.run(attempt)
 
     def _with_preparer(self, context: RunContext, job: Job) -> RunContext:
         return replace(context, preparer=self.preparer) if job.fit else context
 
-    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+    def _context(self, faults: FaultInjector, service: Detector, ends_at: float) -> RunContext:
         return RunContext(
             model_manager=self.model_manager(faults),
             detector=FaultyDetector(service, faults),
             observer=self.observer,
             stop_signal=self.stop_signal or StopSignal(),
-            begun_at=begun_at,
+            ends_at=ends_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
             segment_entries=self.segment_entries,
         )

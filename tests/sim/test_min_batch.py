@@ -23,7 +23,7 @@ NIGHT_S = 86_400
 
 
 def world(**more: Any) -> WorldWithModel:
-    settings = {"incremental": True, "min_images": 20, "max_wait": "3d"} | more
+    settings: dict[str, Any] = {"incremental": True, "min_images": 20, "max_wait": "3d"} | more
     return WorldWithModel([], Service(latency_s=lambda _: 1.0), page=6, **settings)
 
 

@@ -42,7 +42,7 @@ from batchcl.lifetime.meter import Meter
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
 from batchcl.prices import unit_hour_usd
-from batchcl.quantities import Units
+from batchcl.quantities import AutoUnits, Units
 from batchcl.stop_signal import MODEL, StopSignal
 
 __all__ = ["ModelManager"]
@@ -80,7 +80,8 @@ class ModelManager:
     Args:
         client: an open Rekognition client for the control plane.
         arn: the model.
-        units: inference units to start the model with if it isn't running; None to never start it.
+        units: inference units to start the model with if it isn't running; None to never start it. `AutoUnits` are
+            decided by `choose_units` before the start.
         keep: leave the model running at the end (`--keep-model`).
         is_free: the model costs nothing, because it is emulated.
         lease: the run's lease in the model's tags, by which later sessions and the reaper recognize the model; None for
@@ -100,7 +101,7 @@ class ModelManager:
         client: Any,
         arn: ModelArn,
         *,
-        units: Units | None,
+        units: Units | AutoUnits | None,
         keep: bool,
         is_free: bool = False,
         lease: ModelLease | None = None,
@@ -150,7 +151,17 @@ class ModelManager:
     @property
     def units(self) -> Units | None:
         """The inference units that the model runs with or would be started with; None if unknown."""
-        return self._running_units or self._units
+        return self._running_units or (None if isinstance(self._units, AutoUnits) else self._units)
+
+    @property
+    def undecided(self) -> AutoUnits | None:
+        """The range of units of which `choose_units` must choose before a start; None if nothing is to be chosen."""
+        is_up = self._described in UP
+        return self._units if isinstance(self._units, AutoUnits) and not is_up else None
+
+    def choose_units(self, units: Units) -> None:
+        """Decide with how many units the model is started."""
+        self._units = units
 
     @property
     def owned(self) -> bool:
@@ -479,7 +490,7 @@ class ModelManager:
 
     async def _start(self) -> ModelEvent:
         """Send the start once. Shielded from cancellation until the response arrives or is lost."""
-        assert self._units is not None
+        assert isinstance(self._units, Units)
         now = anyio.current_time()
         if self._throttled_since is not None:
             if now - self._throttled_since > _THROTTLED_TIMEOUT_S:
@@ -702,10 +713,8 @@ class ModelManager:
         elif self._unattended_since is not None:
             unattended_s = max(0.0, (self._utcnow() - self._unattended_since).total_seconds())
         self._start_accepted_at = self._not_running_at = self._unattended_since = None
-        assert self.units is not None
-        self.meter.open(
-            usd_per_second=self.units.minimum * unit_hour_usd() / 3600, since=since, unattended_s=unattended_s
-        )
+        units = 1 if self.units is None else self.units.minimum
+        self.meter.open(usd_per_second=units * unit_hour_usd() / 3600, since=since, unattended_s=unattended_s)
 
     def _stop_billing(self) -> None:
         self.meter.close()

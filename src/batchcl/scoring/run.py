@@ -41,7 +41,7 @@ from batchcl.runs.record import RunRecord, describe_differences, read_record, re
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.bounds import limit_to_descriptors
+from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
 from batchcl.scoring.connections import open_manager, open_service
 from batchcl.scoring.min_batch import MinBatch, count_batch, postponed_summary, with_pauses
 from batchcl.scoring.report_at_end import check_report, report_at_end
@@ -93,7 +93,7 @@ async def run(
         RefusedError: nothing was spent: credentials, access, region, model or output root are at fault.
         StoppedError: the run ended early. What is done is kept; `error.summary` contains the counts.
     """
-    begun_at = anyio.current_time()
+    ends_at = deadline_at(job, begun_at=anyio.current_time(), now=dt.datetime.now(dt.UTC))
     stop_signal = stop_signal or StopSignal()
     observer = SafeObserver(observer or SilentObserver())
     names = RunNames(root=job.root, run_id=job.run_id, model=job.model)
@@ -103,11 +103,11 @@ async def run(
         return aws or Aws(AwsSettings(profile=job.profile, region=job.region))
 
     async with monitored(Targets.of(job), observer, stop_signal, names, session=session) as monitor:
-        monitor.summary = await _run(job, monitor, stop_signal, session(), begun_at=begun_at)
+        monitor.summary = await _run(job, monitor, stop_signal, session(), ends_at=ends_at)
         return monitor.summary
 
 
-async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, begun_at: float) -> Summary:
+async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, ends_at: float) -> Summary:
     job = limit_to_descriptors(job, observer)
     check_report(job)
     with ExitStack() as files:
@@ -136,12 +136,12 @@ async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, 
                 async with (
                     report,
                     open_context(
-                        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+                        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
                     ) as context,
                 ):
                     return await execute(job, replace(state, pages=batch), context, dead=waiter.dead)
 
-        waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, begun_at=begun_at)
+        waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
 
 
@@ -190,7 +190,7 @@ async def summary_of_done_run(
     return replace(summary, tolerated=not job.tolerance.exceeded(failed=summary.failed, scored=summary.scored))
 
 
-def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: StopSignal, begun_at: float) -> Waiter:
+def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: StopSignal, ends_at: float) -> Waiter:
     """Return the waiter of `job.run_id`. Its attempts set `run_id` if the job has none."""
 
     async def read_end(lease: RunLease) -> Summary | None:
@@ -206,7 +206,7 @@ def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: S
         run_id=job.run_id,
         observer=observer,
         stop_signal=stop_signal,
-        begun_at=begun_at,
+        ends_at=ends_at,
         read_end=read_end,
         is_done=is_done,
     )
@@ -328,7 +328,7 @@ async def open_context(
     *,
     run_id: str,
     root: str,
-    begun_at: float,
+    ends_at: float,
 ) -> AsyncIterator[RunContext]:
     """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
@@ -344,7 +344,7 @@ async def open_context(
                 root=root,
                 observer=observer,
                 stop_signal=stop_signal,
-                begun_at=begun_at,
+                ends_at=ends_at,
             )
         )
         reader = await stack.enter_async_context(
@@ -374,7 +374,7 @@ async def open_context(
             detector=detector if job.fit else LimitsDetector(detector, reader),
             observer=observer,
             stop_signal=stop_signal,
-            begun_at=begun_at,
+            ends_at=ends_at,
             preparer=fitting,
         )
 

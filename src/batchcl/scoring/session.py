@@ -21,7 +21,6 @@ from batchcl.lifetime.state_machine import ModelState
 from batchcl.loaders.base import Preparer
 from batchcl.options import flag_of
 from batchcl.outcomes import Counts, KnownStatus
-from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
@@ -32,10 +31,11 @@ from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_sp
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
+from batchcl.scoring.auto_units import AutoUnitsChooser
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.budget import Budget
 from batchcl.scoring.engine import Engine, EngineSettings
-from batchcl.scoring.pace import open_pacer
+from batchcl.scoring.pace import LearningPacer, open_pacer
 from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import SessionRecord, SourceCounts, Summary
 
@@ -47,7 +47,7 @@ class RunContext:
     """What a session needs to call the model.
 
     Attributes:
-        begun_at: start of the run on the loop's clock; the deadline is counted from here.
+        ends_at: the deadline on the loop's clock; infinity without one.
         preparer: changes images to fit the service's limits; None if they are sent unchanged.
         utcnow: returns the current time.
         segment_entries: number of outcomes after which a segment of the journal is written.
@@ -57,7 +57,7 @@ class RunContext:
     detector: Detector
     observer: Observer
     stop_signal: StopSignal
-    begun_at: float
+    ends_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     segment_entries: int = SEGMENT_ENTRIES
@@ -99,6 +99,8 @@ class Session:
     _budget: Budget = field(init=False)
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
+    _pacer: LearningPacer = field(init=False)
+    _units: AutoUnitsChooser = field(init=False)
 
     async def run(self) -> Summary:
         """Score what is left of the round and write the summary.
@@ -114,10 +116,11 @@ class Session:
             observer=self.context.observer,
             stop_signal=self.context.stop_signal,
             utcnow=self.context.utcnow,
-        ) as pacer:
-            return await self._run(pacer)
+            are_units_decided=self.context.model_manager.undecided is None,
+        ) as self._pacer:
+            return await self._run()
 
-    async def _run(self, pacer: Pacer) -> Summary:
+    async def _run(self) -> Summary:
         self._ledger = ledger = Ledger(
             self.store,
             self.record.part_spec(),
@@ -134,7 +137,7 @@ class Session:
         )
         self._engine = Engine(
             self.context.detector,
-            pacer,
+            self._pacer,
             ledger,
             self.context.model_manager,
             progress=self.progress,
@@ -151,6 +154,16 @@ class Session:
             number=lambda: self.lease.number,
             model_manager=self.context.model_manager,
             month=lambda: f"{self.context.utcnow().astimezone(dt.UTC):%Y-%m}",
+        )
+        self._units = AutoUnitsChooser(
+            job=self.job,
+            store=self.store,
+            model_arn=self.record.model,
+            model_manager=self.context.model_manager,
+            progress=self.progress,
+            images_left=self._images_left,
+            ends_at=self.context.ends_at,
+            observer=self.context.observer,
         )
         self.context.model_manager.remember(self._before_start)
         failure: BatchclError | None = None
@@ -201,6 +214,7 @@ class Session:
             background.start_soon(self._watch_bounds)
             background.start_soon(self._attribute_billed_time)
             background.start_soon(self._budget.keep_current)
+            background.start_soon(self._units.watch_deadline)
             self.progress.begin(anyio.current_time())
             self.context.observer.started(self.progress)
             stop_signal = self.context.stop_signal
@@ -222,7 +236,10 @@ class Session:
         is_running = False
         async for batch in batches:
             if not is_running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
+                with self.context.stop_signal.interruptible():
+                    await self._units.choose()
                 await self.context.model_manager.ensure_running()
+                await self._pacer.read_learned()
                 self.progress.begin(anyio.current_time())
                 self.context.model_manager.meter.enter(BilledUse.SCORING)
                 is_running = True
@@ -232,6 +249,7 @@ class Session:
     async def _before_start(self) -> None:
         """Check the budgets, and record that this session may start the model."""
         await self._budget.check_start()
+        await self._units.choose()
         await self.lease.write_heartbeat()
 
     def _warn_of_unused_budget(self) -> None:
@@ -269,7 +287,7 @@ class Session:
             self.job,
             self.progress,
             over_budget=self._budget.exceeded,
-            begun_at=self.context.begun_at,
+            ends_at=self.context.ends_at,
             stop=self._engine.fail,
             called_count=self._called_count,
         )
@@ -300,6 +318,10 @@ class Session:
         totals = await read_totals(self.store, self._paths, self.published.items())
         self.earlier = sum_totals(totals.values()).counts
         self.progress.add_earlier(self.earlier)
+
+    def _images_left(self) -> int | None:
+        """Return the number of images on the work list without an outcome; None until it is known what was published."""
+        return None if self.earlier is None else max(0, self.progress.planned - self.progress.done)
 
     def _is_beginning(self) -> bool:
         """Whether no image of the run was scored before; False until that is known."""
