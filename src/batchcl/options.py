@@ -214,6 +214,24 @@ class JobOptions:
         float | None,
         Option("Stop when the runs of ROOT have cost this many dollars in this month, in UTC.", LIMITS, "USD", above=0),
     ] = None
+    min_images: Annotated[
+        int | None,
+        Option(
+            "Postpone a run with fewer images that need a call; needs --max-wait and --incremental.",
+            LIMITS,
+            "N",
+            minimum=1,
+            maximum=MAX_INT64,
+        ),
+    ] = None
+    max_wait: Annotated[
+        Duration | None,
+        Option(
+            "Postpone no run this long after the start of the last one that scored; needs --min-images.",
+            LIMITS,
+            "DURATION",
+        ),
+    ] = None
 
     sse: Annotated[
         ServerSideEncryption | None, Option("Encryption of the output in S3 (default: the bucket's).", OUTPUT)

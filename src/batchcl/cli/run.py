@@ -110,7 +110,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options:
     from batchcl.runs.layout import RunPaths
     from batchcl.sources.filters import describe_filters
 
-    left = summary.planned - summary.scored - summary.failed - summary.skipped
+    is_postponed = summary.status == "postponed"
+    left = 0 if is_postponed else summary.planned - summary.scored - summary.failed - summary.skipped
     resume = _how_to_resume(summary, options, left=left)
     if json:
         try:
@@ -120,6 +121,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options:
             write_line(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
         if resume:
             write_line(resume)
+        return
+    if is_postponed and log_format is not LogFormat.JSON:  # the notice has said it
         return
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:

@@ -43,6 +43,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
 from batchcl.scoring.connections import open_manager, open_service
+from batchcl.scoring.min_batch import MinBatch, count_batch, postponed_summary, with_pauses
 from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
@@ -56,6 +57,7 @@ from batchcl.summary import Summary
 __all__ = [
     "ResumeState",
     "acquire_lease",
+    "count_new_run",
     "execute",
     "find_resume_state",
     "incremental_filter",
@@ -116,27 +118,57 @@ async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, 
         check = checks_of_attempts(job, aws, files, observer=observer)
 
         async def attempt() -> Summary:
-            with stop_signal.interruptible():
-                model = await _recorded_model(store, job, resolved)
-                if job.model not in (None, model.text):
-                    observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
-                state = await find_resume_state(
-                    job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
-                )
-            waiter.run_id = run_id = state.record.run_id
-            report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
-            if state.summary is not None:
-                return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
-            async with (
-                report,
-                open_context(
-                    job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
-                ) as context,
-            ):
-                return await execute(job, state, context, dead=waiter.dead)
+            async with AsyncExitStack() as listing:
+                with stop_signal.interruptible():
+                    model = await _recorded_model(store, job, resolved)
+                    if job.model not in (None, model.text):
+                        observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
+                    state = await find_resume_state(
+                        job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
+                    )
+                    batch = await count_new_run(job, state, listing, observer=observer)
+                if isinstance(batch, Summary):
+                    return batch
+                waiter.run_id = run_id = state.record.run_id
+                report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
+                if state.summary is not None:
+                    return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
+                async with (
+                    report,
+                    open_context(
+                        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
+                    ) as context,
+                ):
+                    return await execute(job, replace(state, pages=batch), context, dead=waiter.dead)
 
         waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
+
+
+async def count_new_run(
+    job: Job, state: ResumeState, listing: AsyncExitStack, *, observer: Observer
+) -> Summary | AsyncIterator[SelectedPage] | None:
+    """Return the summary of a run that is postponed because of `job.min_images`.
+
+    Otherwise the images that were read to decide that, with all after them, if they need not be listed again. Only a
+    run without a record is postponed. `listing` closes what is not read.
+    """
+    if state.is_resumed or state.sources is None:
+        return None
+    store, record = state.store, state.record
+    min_batch = await MinBatch.of(job, store, record.model, now=record.started_at)
+    incremental = incremental_filter(store, record, job, keep_index=True)
+    if min_batch is None or incremental is None:
+        return None
+    pages = closing_with(listing, state.sources.selection.pages())
+    batch = await count_batch(pages, incremental, enough=min_batch.min_images, fit=job.fit)
+    reason = min_batch.reason(batch.calls)
+    if reason is None or not batch.listed:
+        return batch.pages
+    text = f"run {record.run_id} is postponed: {reason}"
+    fields: dict[str, str | int | float | None] = {"images": batch.images, "calls": batch.calls}
+    observer.notice(Notice("postponed", text, fields | {"last_run": min_batch.last_run}))
+    return postponed_summary(job, record, state.sources, batch, reason=reason, root=store.root)
 
 
 async def summary_of_done_run(
@@ -357,6 +389,7 @@ class ResumeState:
         is_resumed: whether the record exists in the output root.
         worklist: its work list.
         sources: the sources; None if they are not needed, because the work list is complete.
+        pages: the images of a new run, if some of them have been read already.
         calls_left: whether images may need a call.
         summary: of a run that is done; None otherwise.
     """
@@ -368,6 +401,7 @@ class ResumeState:
     sources: CheckedSources | None
     calls_left: bool
     summary: Summary | None
+    pages: AsyncIterator[SelectedPage] | None = None
 
 
 async def find_resume_state(
@@ -435,7 +469,9 @@ async def _begin(
     sources = state.sources
     if sources is not None and not worklist.shards:
         check_readable = partial(_check_first_images, sources, incremental_filter(state.store, record, job))
-        pages = closing_with(source_stack, sources.selection.pages(pause=pause))
+        listed = state.pages
+        pages = sources.selection.pages(pause=pause) if listed is None else with_pauses(listed, pause)
+        pages = closing_with(source_stack, pages)
         first = await first_page(pages, sources, job, check_readable=check_readable)
     if not state.is_resumed and not await record.create(state.store):
         record = await _recorded_run(state.store, record) or record
