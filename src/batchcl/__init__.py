@@ -7,7 +7,7 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `pilot`, `plan`, `retry`, `detect`, `doctor`,
 `running_models`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         detect_sync,
         doctor_sync,
         export_annotations_sync,
+        pilot_sync,
         plan_sync,
         retry_sync,
         run_sync,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from batchcl.report.write import Report, write_report
     from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
+    from batchcl.scoring.pilot import Pilot, PilotRate, pilot
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
@@ -138,6 +140,8 @@ __all__ = [
     "Order",
     "OutputCredentialsError",
     "OutputError",
+    "Pilot",
+    "PilotRate",
     "Plan",
     "Progress",
     "RefusedError",
@@ -188,6 +192,8 @@ __all__ = [
     "export_parquet",
     "load_job",
     "open_results",
+    "pilot",
+    "pilot_sync",
     "plan",
     "plan_sync",
     "read_truth",
@@ -222,6 +228,7 @@ _EXPORTS = {
         "detect_sync",
         "doctor_sync",
         "export_annotations_sync",
+        "pilot_sync",
         "plan_sync",
         "retry_sync",
         "run_sync",
@@ -242,6 +249,7 @@ _EXPORTS = {
     "batchcl.report.write": ("Report", "write_report"),
     "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
+    "batchcl.scoring.pilot": ("Pilot", "PilotRate", "pilot"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),

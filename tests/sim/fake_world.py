@@ -380,6 +380,10 @@ class FakeWorld:
         """One session of `batchcl run`: its summary, its error, or None if it was killed or cancelled."""
         return await _outcome(self._run, faults or FaultInjector())
 
+    async def pilot(self, images: int, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
+        """One session of `batchcl pilot`; returns the same as `run`."""
+        return await _outcome(partial(self._run, sample_images=images), faults or FaultInjector())
+
     async def retry(
         self, faults: FaultInjector | None = None, *, codes: Sequence[str] = (), fit: bool = False
     ) -> Summary | BatchclError | None:
@@ -404,7 +408,7 @@ class FakeWorld:
             ends.append(end)
         raise AssertionError(f"not done after {tries} sessions: {ends}")
 
-    async def _run(self, faults: FaultInjector) -> Summary:
+    async def _run(self, faults: FaultInjector, sample_images: int | None = None) -> Summary:
         job = self._job()
         ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
         model, store = ModelArn.parse(self.model), self.store(faults)
@@ -424,11 +428,14 @@ class FakeWorld:
                     job, state.summary, nullcontext(), self.observer, followed=waiter.followed
                 )
             async with AsyncExitStack() as listing, self.detector() as service:
-                batch = await count_new_run(job, state, listing, observer=self.observer)
+                batch = None
+                if sample_images is None:
+                    batch = await count_new_run(job, state, listing, observer=self.observer)
                 if isinstance(batch, Summary):
                     return batch
                 context = self._with_preparer(self._context(faults, service, ends_at), job)
-                return await execute(job, replace(state, pages=batch), context, dead=waiter.dead)
+                state = replace(state, pages=batch)
+                return await execute(job, state, context, dead=waiter.dead, sample_images=sample_images)
 
         waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)

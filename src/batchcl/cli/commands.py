@@ -41,6 +41,11 @@ COMMANDS: Final = {
         _SCORE,
         "Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.",
     ),
+    "pilot": Entry(
+        "pilot:pilot",
+        _SCORE,
+        "Score a random sample of the images, and estimate time and cost of the rest from its measured rate.",
+    ),
     "retry": Entry("retry:retry", _SCORE, "Retry the failed images of a run that may succeed."),
     "detect": Entry("detect:detect", _SCORE, "Score one or a few images with a running model, and show the response."),
     "status": Entry("status:status", _SCORE, "Show the state of a run."),

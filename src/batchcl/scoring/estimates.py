@@ -35,6 +35,7 @@ __all__ = [
     "Limits",
     "Measurements",
     "Spread",
+    "calling_s",
     "choose",
     "measure",
     "restart_images",
@@ -227,13 +228,13 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
     sessions = [session for run in runs if run.model_arn == model_arn for session in run.sessions if session.images]
     by_units: dict[str, list[SessionRecord]] = defaultdict(list)
     for session in sessions:
-        if session.units is not None and _calling_s(session) > 0:
+        if session.units is not None and calling_s(session) > 0:
             by_units[session.units].append(session)
     newest = {units: of_units[-NEWEST:] for units, of_units in by_units.items()}
     measured = {
         units: of_units for units, of_units in newest.items() if sum(each.images for each in of_units) >= ENOUGH_IMAGES
     }
-    overheads = [sum(each.billed_s.values()) - _calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
+    overheads = [sum(each.billed_s.values()) - calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
     starts = [each.start_s for each in sessions if each.start_s is not None][-NEWEST:]
     return Measurements(
         rates={units: _rate_of(of_units) for units, of_units in measured.items()},
@@ -247,12 +248,13 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
 def _rate_of(sessions: Sequence[SessionRecord]) -> Spread:
     """Return the rate of all sessions together, and the range of those that are long enough."""
     long_enough = [each for each in sessions if each.images >= ENOUGH_IMAGES] or sessions
-    rates = [each.images / _calling_s(each) for each in long_enough]
-    typical = sum(each.images for each in sessions) / sum(map(_calling_s, sessions))
+    rates = [each.images / calling_s(each) for each in long_enough]
+    typical = sum(each.images for each in sessions) / sum(map(calling_s, sessions))
     return Spread(typical, min(*rates, typical), max(*rates, typical))
 
 
-def _calling_s(session: SessionRecord) -> float:
+def calling_s(session: SessionRecord) -> float:
+    """Return the seconds in which calls were made; if the session did not pay for the model, all of its seconds."""
     if not session.billed_s:
         return session.seconds
     return sum(session.billed_s.get(use, 0.0) for use in _CALLING)
@@ -299,5 +301,3 @@ def restart_images(measurements: Measurements, *, now_tps: float, then_tps: floa
 def restart_seconds(measurements: Measurements) -> float:
     """Return the seconds without calls while the model is stopped and started."""
     return measurements.start_s.typical + measurements.overhead_s
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -29,16 +29,25 @@ from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
-from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
+from batchcl.monitoring import OPTIONS, RunNames, monitored
+from batchcl.monitoring import Targets as MonitoringTargets
 from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
-from batchcl.runs.ledger import AllImages
+from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, summary_of_session
+from batchcl.runs.record import (
+    RunRecord,
+    describe_differences,
+    read_record,
+    read_sessions,
+    read_summary,
+    summary_of_session,
+)
 from batchcl.runs.recovery import publish_leftovers
+from batchcl.runs.sample import draw_sample
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
@@ -57,13 +66,18 @@ from batchcl.summary import Summary
 __all__ = [
     "ResumeState",
     "acquire_lease",
+    "called_images",
     "count_new_run",
     "execute",
     "find_resume_state",
     "incremental_filter",
+    "new_record",
     "open_context",
     "open_store",
+    "recorded_model",
+    "recorded_run",
     "run",
+    "score",
     "summary_of_done_run",
     "waiter_for_run",
 ]
@@ -102,12 +116,21 @@ async def run(
     def session() -> Aws:
         return aws or Aws(AwsSettings(profile=job.profile, region=job.region))
 
-    async with monitored(Targets.of(job), observer, stop_signal, names, session=session) as monitor:
-        monitor.summary = await _run(job, monitor, stop_signal, session(), ends_at=ends_at)
+    async with monitored(MonitoringTargets.of(job), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await score(job, monitor, stop_signal, session(), ends_at=ends_at)
         return monitor.summary
 
 
-async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, ends_at: float) -> Summary:
+async def score(
+    job: Job,
+    observer: Observer,
+    stop_signal: StopSignal,
+    aws: Aws,
+    *,
+    ends_at: float,
+    sample_images: int | None = None,
+) -> Summary:
+    """`run` without monitoring; with `sample_images` only a sample is scored, without a minimum batch or report."""
     job = limit_to_descriptors(job, observer)
     check_report(job)
     with ExitStack() as files:
@@ -120,17 +143,21 @@ async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, 
         async def attempt() -> Summary:
             async with AsyncExitStack() as listing:
                 with stop_signal.interruptible():
-                    model = await _recorded_model(store, job, resolved)
+                    model = await recorded_model(store, job, resolved)
                     if job.model not in (None, model.text):
                         observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
                     state = await find_resume_state(
                         job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
                     )
-                    batch = await count_new_run(job, state, listing, observer=observer)
+                    batch = None
+                    if sample_images is None:
+                        batch = await count_new_run(job, state, listing, observer=observer)
                 if isinstance(batch, Summary):
                     return batch
                 waiter.run_id = run_id = state.record.run_id
-                report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
+                report: AbstractAsyncContextManager[None] = nullcontext()
+                if sample_images is None:
+                    report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
                 if state.summary is not None:
                     return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
                 async with (
@@ -139,7 +166,9 @@ async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, 
                         job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
                     ) as context,
                 ):
-                    return await execute(job, replace(state, pages=batch), context, dead=waiter.dead)
+                    return await execute(
+                        job, replace(state, pages=batch), context, dead=waiter.dead, sample_images=sample_images
+                    )
 
         waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
@@ -213,7 +242,7 @@ def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: S
     return waiter
 
 
-async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
+async def recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     """Return the model that the job refers to: `model`, or for a run that is resumed the model in its record.
 
     They differ if the job names a project without a version, whose newest version is another one by now.
@@ -225,15 +254,28 @@ async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     return recorded if matches_model(recorded, job.model) else model
 
 
-async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: RunLease | None = None) -> Summary:
+async def execute(
+    job: Job,
+    state: ResumeState,
+    context: RunContext,
+    *,
+    dead: RunLease | None = None,
+    sample_images: int | None = None,
+) -> Summary:
     """Acquire the lease of the run and score what is left: the second half of `run`, with open connections.
 
-    `dead` is the run's last session, if that was found dead just now.
+    Args:
+        job: the job.
+        state: what exists of the run.
+        context: connections, observer and stop signal.
+        dead: the run's last session, if that was found dead just now.
+        sample_images: complete the work list first, then score a sample of so many images, unless sessions of this run
+            have called for as many; None to score all images.
     """
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)
-    pause = partial(wait_for_calls, worklist, progress)
+    pause = partial(wait_for_calls, worklist, progress) if sample_images is None else no_pause
     lease = make_run_lease(
         store, RunPaths(state.record.run_id), progress, model_manager, observer=observer, utcnow=context.utcnow
     )
@@ -274,12 +316,30 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
                 count_sources=sources.counts,
                 on_frozen=partial(_report_work_list, worklist, progress, observer),
             )
+        targets: Targets = AllImages(worklist, published_rounds)
+        if sample_images is not None:
+            with context.stop_signal.interruptible():
+                lease.settled = True  # nothing is journalled yet
+                observer.started(progress)
+                async with lease.writing_heartbeats():
+                    if write_list is not None:
+                        await write_list()
+                        write_list = None
+                    enough = await called_images(store, record.run_id) >= sample_images
+                    targets = await draw_sample(
+                        worklist,
+                        images=0 if enough else sample_images,
+                        seed=record.run_id,
+                        fit=job.fit,
+                        published=published_rounds,
+                    )
+                lease.settled = False
         session = Session(
             job=job,
             store=store,
             record=record,
             worklist=worklist,
-            targets=AllImages(worklist, published_rounds),
+            targets=targets,
             published=published_rounds,
             context=context,
             lease=lease,
@@ -290,6 +350,11 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
             write_work_list=write_list,
         )
         return await session.run()
+
+
+async def called_images(store: Store, run_id: str) -> int:
+    """Return how many images the sessions of the run have called for."""
+    return sum(each.images for each in await read_sessions(store, run_id))
 
 
 async def acquire_lease(
@@ -417,10 +482,10 @@ async def find_resume_state(
 
     `run_id` is the id of a run without `job.run_id`, if it has one already.
     """
-    record = _new_record(job, model, run_id)
+    record = new_record(job, model, run_id)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
-    old = await _recorded_run(store, record)
+    old = await recorded_run(store, record)
     summary = None
     published_shards = 0
     if old is not None:
@@ -474,7 +539,7 @@ async def _begin(
         pages = closing_with(source_stack, pages)
         first = await first_page(pages, sources, job, check_readable=check_readable)
     if not state.is_resumed and not await record.create(state.store):
-        record = await _recorded_run(state.store, record) or record
+        record = await recorded_run(state.store, record) or record
     await take_over(record)
     await worklist.open()  # again: another process may have extended it before the lease was acquired
     if first is not None and worklist.bookmark is None:
@@ -526,7 +591,8 @@ def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer
         observer.notice(Notice("incremental", text, {"already_scored": scored, "already_failed": failed}))
 
 
-def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
+def new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
+    """Return the record of a run of `job` that begins now; `run_id` is its id if the job has none."""
     now = dt.datetime.now(dt.UTC)
     scored_as = job.scored_as(model)
     return RunRecord(
@@ -540,7 +606,7 @@ def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
     )
 
 
-async def _recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
+async def recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
     """Return the recorded run with this id; None if there is none. Raises `UsageError` if it is of another job."""
     old = await read_record(store, record.run_id)
     if old is not None and old.run_id != record.run_id:
