@@ -357,6 +357,7 @@ class FakeWorld:
     if_held: IfHeld = IfHeld.FAIL
     deadline: str | None = None
     max_cost: float | None = None
+    monthly_budget: float | None = None
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
         """Open the output root for a session."""
@@ -483,6 +484,7 @@ class FakeWorld:
             if_held=self.if_held,
             deadline=self.deadline,
             max_cost=self.max_cost,
+            monthly_budget=self.monthly_budget,
         )
 
     def rows(self) -> list[dict[str, Any]]:
