@@ -167,7 +167,7 @@ async def simulate(*, start_model: Units | AutoUnits, min_images: int | None, bu
         if number == CAPPED:
             world.max_cost = 0.08 * SCALE
             row.allowed_usd = world.max_cost
-        before = models.billed_unit_s
+        before = models.billed_unit_s()
         measurements = await read_measurements(world.store(), world.model)
         end = await world.run(faults)
         if number == CRASHED:
@@ -175,7 +175,7 @@ async def simulate(*, start_model: Units | AutoUnits, min_images: int | None, bu
             end = await world.run()
         row.ends.append(getattr(end, "status", None) or type(end).__name__)
         summary = end if isinstance(end, Summary) else end.summary
-        row.metered_unit_s = models.billed_unit_s - before
+        row.metered_unit_s = models.billed_unit_s() - before
         row.metered_usd = row.metered_unit_s * UNIT_USD_PER_S
         if summary is not None and summary.sessions:
             row.images = sum(s.images for s in summary.sessions)
