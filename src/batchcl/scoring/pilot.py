@@ -203,7 +203,7 @@ async def propose(job: Job, *, images: int, aws: Aws) -> Pilot | PilotProposal:
         called = await called_images(store, old.run_id)
         if called >= images and await _is_listed(store, old):
             return await read_pilot(job, store, old, images=images, is_free=is_free)
-    measurements = await read_measurements(store, model.text)
+    measurements = await read_measurements(store, model.text, observer=SilentObserver())
     units = job.units if isinstance(job.units, Units) else Units(1)
     left = max(0, images - called)
     estimate = measurements.estimate(left, units, limits=limits_of(job, is_free=is_free))
@@ -242,7 +242,7 @@ async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, 
     calls_left = min(left, max(0, round(worklist.images * sample.share) - scored - failed))
     sessions = [each for each in await read_sessions(store, record.run_id) if not each.round]
     rate = rate_of(sessions)
-    measurements = await read_measurements(store, record.model)
+    measurements = await read_measurements(store, record.model, observer=SilentObserver())
     estimates: Sequence[Estimate] = ()
     if rate is not None and rate.units is not None:
         measured = replace(
