@@ -83,6 +83,19 @@ async def with_left_model() -> WorldWithModel:
     return left
 
 
+def test_a_run_waits_for_a_model_that_is_stopping():
+    """Also when the machine's clock, unlike the run, is older than the time limit of the wait."""
+
+    async def main() -> None:
+        stopping = world()
+        stopping.models.statuses[NAME] = "STOPPING"
+        stopping.models.due[NAME] = (anyio.current_time() + 120.0, "STOPPED")
+        assert isinstance(await stopping.run(), Summary)
+        assert stopping.status == "STOPPED"
+
+    run_simulation(main, start_s=86_400.0)
+
+
 @pytest.mark.parametrize(
     "kind", [FaultKind.ERROR_BEFORE, FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER], ids=lambda kind: kind.value
 )

@@ -426,6 +426,8 @@ class ModelManager:
         In states that are not in `describe_in`, return when the next action would be to describe the model.
         """
         current: ModelEvent | None = event
+        if self._life.state is ModelState.NOT_OURS:
+            self._entered_at = anyio.current_time()  # its time limit begins here, not with the clock
         try:
             while current is not None:
                 actions, current = self._step(current), None
