@@ -72,7 +72,7 @@ class Nights(WorldWithModel):
         return end
 
     async def measurements(self) -> Measurements:
-        return await read_measurements(self.store(), MODEL, observer=self.observer)
+        return await read_measurements(self.store(), self.model, observer=self.observer)
 
 
 def nights() -> Nights:
