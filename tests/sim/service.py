@@ -58,7 +58,7 @@ class UnpacedPacer:
 class Service:
     """A model whose capacity is a token bucket; `fault(image, call number, now)` may return an error to raise.
 
-    An image takes `tokens` of it. It is admitted while there is one, and later calls wait until the others are refilled.
+    An image is admitted while there is one token, and takes `tokens`; later calls wait until these are refilled.
     """
 
     def __init__(
