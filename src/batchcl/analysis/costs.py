@@ -113,12 +113,12 @@ def cost_table(runs: Sequence[RunSpending], *, by: CostsBy = CostsBy.MONTH) -> p
                     CostsBy.RUN: (run.run_id, model, run.started_at),
                 }
                 found[key[by]].add(run.run_id, session, share=share, dollars=dollars)
-    keys = {
+    columns: dict[CostsBy, dict[str, pl.DataType]] = {
         CostsBy.MONTH: {"month": pl.String()},
         CostsBy.MODEL: {"model": pl.String(), "model_arn": pl.String()},
         CostsBy.RUN: {"run_id": pl.String(), "model": pl.String(), "started_at": pl.Datetime("us", "UTC")},
-    }[by]
-    schema = keys | {
+    }
+    schema = columns[by] | {
         "runs": pl.Int64(),
         "images": pl.Int64(),
         "hours": pl.Float64(),
@@ -130,7 +130,7 @@ def cost_table(runs: Sequence[RunSpending], *, by: CostsBy = CostsBy.MONTH) -> p
     table = pl.DataFrame([[*key, *_row(usage)] for key, usage in found.items()], schema=schema, orient="row")
     if by is CostsBy.RUN:
         return table.sort("started_at", "run_id").drop("runs")
-    return table.sort(*keys)
+    return table.sort(*columns[by])
 
 
 def usage_by_month(runs: Iterable[RunSpending]) -> dict[tuple[str, str], Usage]:
