@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -10,9 +11,13 @@ from typing import Final, TypeVar
 import anyio
 
 from batchcl.arns import ModelArn
+from batchcl.aws.detect import Detector
+from batchcl.errors import ModelNotReadyError
+from batchcl.images import ImageRef
 from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease
+from batchcl.outcomes import Detection
 from batchcl.prices import unit_hour_usd
 from batchcl.quantities import Units
 from batchcl.runs.spending import read_spending
@@ -88,6 +93,10 @@ class BilledWorld(FakeWorld):
             utcnow=utcnow,
         )
 
+    @asynccontextmanager
+    async def detector(self) -> AsyncIterator[Detector]:
+        yield _ModelDetector(self)
+
     @property
     def status(self) -> str:
         return self.models.status(self.name)
@@ -103,6 +112,18 @@ class BilledWorld(FakeWorld):
 
     async def stop_by_hand(self) -> None:
         await self.models.stop_project_version(ProjectVersionArn=arn_of(self.name))
+
+
+@dataclass
+class _ModelDetector:
+    """The service, which refuses calls while the model is not RUNNING."""
+
+    world: BilledWorld
+
+    async def detect(self, image: ImageRef) -> Detection:
+        if self.world.status != "RUNNING":
+            raise ModelNotReadyError("not ready", code="ResourceNotReadyException")
+        return await self.world.service.detect(image)
 
 
 def minute_usd(units: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from batchcl.errors import ExitCode, ModelNotReadyError, RefusedError, StoppedError
+from batchcl.errors import ExitCode, RefusedError, StoppedError
 from batchcl.summary import Summary
 from fake_rekognition import Models, arn_of
 from observers import RecordingObserver
@@ -103,14 +103,6 @@ def test_a_left_model_that_has_used_up_the_budget_is_stopped_at_once() -> None:
 def test_max_cost_over_a_restart_of_the_model() -> None:
     async def main() -> None:
         world = night(max_cost=1.2)
-        running = world.service.detect
-
-        async def detect(ref: Any) -> Any:
-            if world.status != "RUNNING":
-                raise ModelNotReadyError("not ready", code="ResourceNotReadyException")
-            return await running(ref)
-
-        world.service.detect = detect  # type: ignore[method-assign]
         async with anyio.create_task_group() as group:
 
             async def stop_it() -> None:
@@ -132,14 +124,7 @@ def test_a_budget_used_up_by_others_prevents_a_restart() -> None:
         world = night(monthly_budget=2.0)
         other = replace(night(), name="dogs@v1", run_id="other", models=world.models, files=world.files)
         world.models.statuses["dogs@v1"] = "STOPPED"
-        running, halted = world.service.detect, False
-
-        async def detect(ref: Any) -> Any:
-            if world.status != "RUNNING":
-                raise ModelNotReadyError("not ready", code="ResourceNotReadyException")
-            return await running(ref)
-
-        world.service.detect = detect  # type: ignore[method-assign]
+        halted = False
         held = Suspension()
 
         async def first() -> None:

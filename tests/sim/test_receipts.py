@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from batchcl.errors import BatchclError, ModelNotReadyError, StoppedError, TransientError
+from batchcl.errors import BatchclError, StoppedError, TransientError
 from batchcl.lifetime.reaper import reap
 from batchcl.quantities import Units
 from batchcl.runs.record import read_sessions, read_summary
@@ -197,14 +197,6 @@ def test_a_retry() -> None:
 def test_a_model_that_is_stopped_by_others_and_restarted() -> None:
     async def main() -> None:
         world = night()
-        running = world.service.detect
-
-        async def detect(ref: Any) -> Any:
-            if world.status != "RUNNING":
-                raise ModelNotReadyError("not ready", code="ResourceNotReadyException")
-            return await running(ref)
-
-        world.service.detect = detect  # type: ignore[assignment,method-assign]
 
         async def stop_it() -> None:
             await anyio.sleep(600)
