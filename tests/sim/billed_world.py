@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -10,10 +11,13 @@ from typing import Final, TypeVar
 import anyio
 
 from batchcl.arns import ModelArn
-from batchcl.events import SilentObserver
+from batchcl.aws.detect import Detector
+from batchcl.errors import ModelNotReadyError
+from batchcl.images import ImageRef
 from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease
+from batchcl.outcomes import Detection
 from batchcl.prices import unit_hour_usd
 from batchcl.quantities import Units
 from batchcl.runs.spending import read_spending
@@ -73,24 +77,29 @@ class BilledWorld(FakeWorld):
     models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}, start_s=400.0, stop_s=60.0))
     units: Units | None = Units(2)  # noqa: RUF009 - frozen
     keep: bool = False
+    name: str = NAME
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:
         client = SessionModels(**vars(self.models), faults=faults)
-        arn, holder = ModelArn.parse(arn_of(NAME)), f"run {self.run_id} in memory"
+        arn, holder = ModelArn.parse(arn_of(self.name)), f"run {self.run_id} in memory"
         return ModelManager(
             client,
             arn,
             units=self.units,
             keep=self.keep,
             lease=ModelLease(client, arn, key=lease_key(holder), holder=holder, length_s=LEASE_S, now=now),
-            observer=SilentObserver(),
+            observer=self.observer,
             stop_signal=self.stop_signal or StopSignal(),
             utcnow=utcnow,
         )
 
+    @asynccontextmanager
+    async def detector(self) -> AsyncIterator[Detector]:
+        yield _ModelDetector(self)
+
     @property
     def status(self) -> str:
-        return self.models.status(NAME)
+        return self.models.status(self.name)
 
     def metered_usd(self) -> float:
         """Dollars by the service's meter."""
@@ -102,7 +111,19 @@ class BilledWorld(FakeWorld):
         return sum(session.cost_usd or 0.0 for run in runs for session in run.sessions)
 
     async def stop_by_hand(self) -> None:
-        await self.models.stop_project_version(ProjectVersionArn=arn_of(NAME))
+        await self.models.stop_project_version(ProjectVersionArn=arn_of(self.name))
+
+
+@dataclass
+class _ModelDetector:
+    """The service, which refuses calls while the model is not RUNNING."""
+
+    world: BilledWorld
+
+    async def detect(self, image: ImageRef) -> Detection:
+        if self.world.status != "RUNNING":
+            raise ModelNotReadyError("not ready", code="ResourceNotReadyException")
+        return await self.world.service.detect(image)
 
 
 def minute_usd(units: int) -> float:

@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "detect": Entry("detect:detect", _SCORE, "Score one or a few images with a running model, and show the response."),
     "status": Entry("status:status", _SCORE, "Show the state of a run."),
     "runs": Entry("status:runs", _SCORE, "List the runs of an output root, oldest first, with their cost so far."),
+    "costs": Entry("costs:costs", _SCORE, "Show what the model has cost, by month, model or run, and what for."),
     "labels": Entry("labels:labels", _RESULTS, "Count the images of each label, with the confidences."),
     "confidence": Entry(
         "confidence:confidence", _RESULTS, "Show a histogram of the confidences, to choose a threshold."

@@ -124,7 +124,7 @@ class ModelManager:
         self._stop_signal = stop_signal
         self._rng = rng or random.Random()
         self._life = ModelLife()
-        self._entered_at = 0.0  # when the state machine entered its state
+        self._entered_at: float | None = None  # when the state machine entered its state
         self._describe_count = 0
         self._described_at: float | None = None
         self._status = ""  # for which a notice was sent
@@ -426,8 +426,8 @@ class ModelManager:
         In states that are not in `describe_in`, return when the next action would be to describe the model.
         """
         current: ModelEvent | None = event
-        if self._life.state is ModelState.NOT_OURS:
-            self._entered_at = anyio.current_time()  # its time limit begins here, not with the clock
+        if self._entered_at is None:
+            self._entered_at = anyio.current_time()
         try:
             while current is not None:
                 actions, current = self._step(current), None
@@ -474,6 +474,7 @@ class ModelManager:
         self._describe_count += 1
         state = self._life.state
         now = anyio.current_time()
+        entered_at = now if self._entered_at is None else self._entered_at
         is_starting = state in {ModelState.UNKNOWN, ModelState.STARTING} or (
             not ending and state is not ModelState.STOPPING
         )
@@ -484,7 +485,7 @@ class ModelManager:
             if not ending and not isinstance(error, UnreachableError):
                 raise
             self._last_error = error if isinstance(error, BatchclError) else StoppedError(str(error))
-            since = self._entered_at if self._described_at is None else self._described_at
+            since = entered_at if self._described_at is None else self._described_at
             return ModelEvent.TIMED_OUT if now - since > _UNREACHABLE_TIMEOUT_S else ModelEvent.NOT_DESCRIBED
         self._described_at = now
         self._record_status(model)
@@ -497,7 +498,7 @@ class ModelManager:
                 self._last_error = UnreachableError(
                     f"it is unknown whether {model.name} was started: no start got a response, and it is {model.status}"
                 )
-        elif after.state is state and actions and now - self._entered_at > limit_s:
+        elif after.state is state and actions and now - entered_at > limit_s:
             self._last_error = StoppedError(f"{model.name} was still {model.status} after {limit_s / 60:.0f} minutes")
             return ModelEvent.TIMED_OUT
         return event

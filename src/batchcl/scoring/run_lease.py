@@ -18,12 +18,12 @@ from batchcl.runs.lease import EXPIRES_S, RunLease, RunLeaseHolder
 from batchcl.runs.store import Store
 from batchcl.stop_signal import MODEL, RECORDS, STORE, StopSignal
 
-__all__ = ["OWNS_MODEL", "hold_run_lease", "make_run_lease"]
+__all__ = ["BILLED_UNTIL", "OWNS_MODEL", "hold_run_lease", "make_run_lease"]
 
 OWNS_MODEL: Final = "owns_model"
 """Heartbeat field: a session of this run may have started the model, so the next session adopts it."""
 
-_BILLED_UNTIL: Final = "billed_until"
+BILLED_UNTIL: Final = "billed_until"
 """Heartbeat field: until when the sessions so far have counted the cost of a model that may still be RUNNING."""
 
 _BILLED_FROM: Final = "billed_from"
@@ -75,7 +75,7 @@ def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> 
         "cost_by_month": bill.dollars_by_month,
         "billed_s": bill.seconds,
         "start_s": model_manager.start_s,
-        _BILLED_UNTIL: model_manager.billed_until,
+        BILLED_UNTIL: model_manager.billed_until,
         _BILLED_FROM: model_manager.billed_from,
         OWNS_MODEL: model_manager.owned,
         _STOPS_MODEL: model_manager.stops,
@@ -99,7 +99,7 @@ async def hold_run_lease(
 
     def inherit(left: RunLease) -> None:
         if left.progress.get(OWNS_MODEL):
-            model_manager.adopt(unattended_since=_time(left, _BILLED_UNTIL))
+            model_manager.adopt(unattended_since=_time(left, BILLED_UNTIL))
 
     try:
         async with model_manager.stopping():

@@ -157,7 +157,7 @@ class Session:
             self.record.run_id,
             number=lambda: self.lease.number,
             model_manager=self.context.model_manager,
-            month=lambda: f"{self.context.utcnow().astimezone(dt.UTC):%Y-%m}",
+            utcnow=self.context.utcnow,
         )
         self._units = AutoUnitsChooser(
             job=self.job,
@@ -178,6 +178,8 @@ class Session:
             failure = error
         totals: Totals | None = None
         stop_signal = self.context.stop_signal
+        with stop_signal.bounded(RECORDS), suppress(OutputError):
+            await self._budget.record()
         if failure is None:
             failure = stop_signal.error  # remains if the check takes longer than the time limit of the stop signal
             with stop_signal.bounded(RECORDS):
