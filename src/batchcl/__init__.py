@@ -7,8 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `pilot`, `plan`, `retry`, `detect`, `doctor`,
-`running_models`, `show`, `watch_run` and `write_report`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `pilot`, `plan`, `retry`, `detect`,
+`doctor`, `running_models`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 

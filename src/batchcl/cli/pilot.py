@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
+from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated, emulator_options
 from batchcl.cli.options import Config, Json, LogFormatOption, flags, takes_job_options
+from batchcl.cli.run import report_end
 from batchcl.cli.service import Yes, confirm
 from batchcl.cli.streams import write_line
+from batchcl.errors import BatchclError
 
 if TYPE_CHECKING:
-    from batchcl.scoring.pilot import Pilot, PilotRate
+    from batchcl.scoring.pilot import Pilot, PilotProposal, PilotRate
     from batchcl.stop_signal import StopSignal
 
 __all__ = ["pilot"]
@@ -52,7 +54,7 @@ def pilot(
     from batchcl.cli.reporter import reporting
     from batchcl.cli.signals import run_until_signalled
     from batchcl.job import load_job
-    from batchcl.scoring.pilot import Pilot, PilotProposal, propose
+    from batchcl.scoring.pilot import PilotProposal, propose
     from batchcl.scoring.pilot import pilot as measure
 
     job = load_job(config, flags(options), defaults=default_model(emulator=emulator))
@@ -72,7 +74,13 @@ def pilot(
         ):
             return await measure(scored, images=images, observer=observer, stop_signal=stop_signal, aws=aws)
 
-    found = run_until_signalled(work, grace_s=job.grace_s)
+    try:
+        found = run_until_signalled(work, grace_s=job.grace_s)
+    except BatchclError as error:
+        if error.summary is not None:
+            more = emulator_options(emulator=emulator, state=emulator_state)
+            report_end(error.summary, json=json, log_format=log_format, options=more)
+        raise
     if json:
         sys.stdout.write(orjson.dumps(found.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
     else:
