@@ -80,13 +80,14 @@ if TYPE_CHECKING:
     from batchcl.job import Job, load_job
     from batchcl.lifetime.running import AgeSource, RunningModel, RunningModels, running_models
     from batchcl.outcomes import Counts, Detection, Label
-    from batchcl.quantities import Tolerance, Units
+    from batchcl.quantities import AutoUnits, Tolerance, Units
     from batchcl.report.show import show
     from batchcl.report.write import Report, write_report
     from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
+    from batchcl.scoring.estimates import Basis, Estimate
     from batchcl.scoring.pilot import Pilot, PilotRate, pilot
-    from batchcl.scoring.plan import Estimate, Plan, plan
+    from batchcl.scoring.plan import DeadlinePlan, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
     from batchcl.stop_signal import StopSignal
@@ -97,8 +98,10 @@ __all__ = [
     "AgeSource",
     "AnnotationExport",
     "ArchiveMember",
+    "AutoUnits",
     "Aws",
     "AwsSettings",
+    "Basis",
     "Batch",
     "BatchclError",
     "CallError",
@@ -111,6 +114,7 @@ __all__ = [
     "Counts",
     "CredentialsError",
     "CredentialsFailingError",
+    "DeadlinePlan",
     "DetectResult",
     "Detection",
     "Diagnosis",
@@ -244,13 +248,14 @@ _EXPORTS = {
     "batchcl.job": ("Job", "load_job"),
     "batchcl.lifetime.running": ("AgeSource", "RunningModel", "RunningModels", "running_models"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
-    "batchcl.quantities": ("Tolerance", "Units"),
+    "batchcl.quantities": ("AutoUnits", "Tolerance", "Units"),
     "batchcl.report.show": ("show",),
     "batchcl.report.write": ("Report", "write_report"),
     "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
+    "batchcl.scoring.estimates": ("Basis", "Estimate"),
     "batchcl.scoring.pilot": ("Pilot", "PilotRate", "pilot"),
-    "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
+    "batchcl.scoring.plan": ("DeadlinePlan", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),
     "batchcl.stop_signal": ("StopSignal",),

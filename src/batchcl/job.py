@@ -377,6 +377,11 @@ class Job(BaseModel, JobOptions, frozen=True):
         return None if self.max_wait is None else parse_duration(str(self.max_wait))
 
     @property
+    def ends_at_time_of_day(self) -> bool:
+        """Whether `deadline` is a time of day, not a duration."""
+        return ":" in str(self.deadline or "")
+
+    @property
     def grace_s(self) -> float:
         """`grace` in seconds."""
         return grace_seconds(str(self.grace))

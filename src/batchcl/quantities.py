@@ -109,11 +109,14 @@ def clock_text(seconds: float) -> str:
 
 
 def period_text(seconds: float) -> str:
-    """A period in words: `45 s`, `12 min`, `3 h 20 min`, `2 d 5 h`; `?` if it is not finite."""
+    """A period in words: `45 s`, `4 min 10 s`, `12 min`, `3 h 20 min`, `2 d 5 h`; `?` if it is not finite."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 99.5:  # noqa: PLR2004 - two digits
         return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{max(0.0, seconds):.0f} s"  # noqa: PLR2004 - one digit
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 10:  # noqa: PLR2004 - one digit
+        return f"{minutes} min {second} s" if second else f"{minutes} min"
     minutes = round(seconds / 60)
     if minutes < 100:  # noqa: PLR2004 - two digits
         return f"{minutes} min"

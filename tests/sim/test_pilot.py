@@ -54,7 +54,7 @@ async def report(world: FakeWorld, images: int = SAMPLE) -> Pilot:
     record = await read_record(world.store(), world.run_id)
     assert record is not None
     job = Job(sources="x", model=MODEL, out="memory", start_model=2)
-    return await read_pilot(job, world.store(), record, images=images, is_free=False)
+    return await read_pilot(job, world.store(), record, images=images, is_free=False, observer=world.observer)
 
 
 async def piloted(world: FakeWorld, images: int = SAMPLE) -> Summary:

@@ -53,6 +53,7 @@ def pilot(
     from batchcl.aws.session import Aws, AwsSettings
     from batchcl.cli.reporter import reporting
     from batchcl.cli.signals import run_until_signalled
+    from batchcl.events import SilentObserver
     from batchcl.job import load_job
     from batchcl.scoring.pilot import PilotProposal, propose
     from batchcl.scoring.pilot import pilot as measure
@@ -60,7 +61,8 @@ def pilot(
     job = load_job(config, flags(options), defaults=default_model(emulator=emulator))
 
     async def read() -> Pilot | PilotProposal:
-        return await propose(job, images=images, aws=Aws(AwsSettings(profile=job.profile, region=job.region)))
+        aws = Aws(AwsSettings(profile=job.profile, region=job.region))
+        return await propose(job, images=images, aws=aws, observer=SilentObserver())
 
     if not emulator:
         proposal = anyio.run(read)

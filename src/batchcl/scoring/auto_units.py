@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,14 +42,17 @@ _RATE_OVER_S: Final = 300.0
 _WATCH_AFTER_S: Final = 120.0
 
 
-async def read_measurements(store: Store | None, model_arn: str) -> Measurements:
+async def read_measurements(store: Store | None, model_arn: str, *, observer: Observer) -> Measurements:
     """Return what the newest runs of the output root have measured for the model.
 
-    Nothing is measured if there is no root, or if it can't be read.
+    Nothing is measured if there is no root, or if it can't be read, which is reported to `observer`.
     """
     if store is not None:
-        with suppress(OutputError):
+        try:
             return measure(await read_spending(store, newest=_RUNS_READ), model_arn)
+        except OutputError as error:
+            text = f"rate and start-up time are assumed, because reading earlier runs failed: {error}"
+            observer.notice(Notice("not-measured", text, level="warning"))
     return measure((), model_arn)
 
 
@@ -94,7 +96,7 @@ class AutoUnitsChooser:
         auto = self.model_manager.undecided
         if auto is None:
             return
-        measurements = await read_measurements(self.store, self.model_arn)
+        measurements = await read_measurements(self.store, self.model_arn, observer=self.observer)
         limits = limits_of(self.job, is_free=self.model_manager.is_free)
 
         def chosen_for(images: float) -> Estimate:
@@ -164,7 +166,7 @@ class AutoUnitsChooser:
 
     async def _advice(self, images: int, rate_tps: float, units: int, *, late_s: float) -> str:
         """Whether it pays off to stop the model and start it with more units."""
-        measurements = await read_measurements(self.store, self.model_arn)
+        measurements = await read_measurements(self.store, self.model_arn, observer=self.observer)
         most_tps = measurements.most_tps(limits_of(self.job, is_free=True))
         restart_s = restart_seconds(measurements)
         left_s = images / rate_tps - late_s
@@ -187,4 +189,6 @@ class AutoUnitsChooser:
                 f"more units can't meet it any more, but {MAX_UNITS} units would end {period_text(gain_s)} earlier "
                 f"({restart})"
             )
-        return f"more units would not end earlier: {restart}, which pays off from {math.ceil(from_images):,} images left"
+        return (
+            f"more units would not end earlier: {restart}, which pays off from {math.ceil(from_images):,} images left"
+        )

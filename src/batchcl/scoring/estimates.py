@@ -2,11 +2,11 @@
 
 - The rate of a session is its images divided by the seconds in which calls were made (billed as scoring or throttled;
   if the session did not pay for the model, all seconds from the first call to the last row). The rate of a number of
-  units is that of its newest `NEWEST` sessions together. Its range is that of the sessions with at least `ENOUGH_IMAGES`
-  images; if there are none, of all.
-- A number of units without `ENOUGH_IMAGES` images was not measured: its rate is scaled from the nearest number that was,
-  in proportion to the units. Sessions with auto-scaling measure only their own setting, as the number of units that they
-  ran with is unknown.
+  units is that of its newest `NEWEST` sessions together. Its range is that of the sessions with `ENOUGH_IMAGES` images
+  in `ENOUGH_S` seconds or more; if there are none, of all.
+- A number of units whose sessions are shorter than that, all together, was not measured: its rate is scaled from the
+  nearest number that was, in proportion to the units. Sessions with auto-scaling measure only their own setting, as the
+  number of units that they ran with is unknown.
 - The other billed seconds of a session (start, idle, tail, stop) don't depend on its size: their median is added once.
 - Nothing measured: `ASSUMED_TPS_PER_UNIT`, half or twice as fast, and so on. `Estimate.basis` says so.
 """
@@ -49,11 +49,12 @@ NEWEST: Final = 10
 """Sessions per number of units that count: a rate changes with the images, so old ones say little."""
 
 ENOUGH_IMAGES: Final = 100
+ENOUGH_S: Final = 60.0
 """In a shorter session the first seconds, in which the rate is still being found, weigh too much."""
 
 MARGIN: Final = 0.1
-"""Added to the slow end of an estimate before it is compared with a deadline: the accuracy of estimates from the rate of
-one night in the simulated jobs of tests/sim/test_estimates.py."""
+"""Added to the slow end of an estimate before it is compared with a deadline: as accurate are the estimates from one
+night in the simulated jobs of tests/sim/test_estimates.py."""
 
 _ASSUMED_FACTOR: Final = 2.0
 _ASSUMED_OVERHEAD_S: Final = 10.0
@@ -121,6 +122,7 @@ class Estimate:
         units: inference units; the minimum with auto-scaling.
         max_units: the maximum with auto-scaling; None without.
         is_requested: whether the job starts the model with these units.
+        is_limited: whether the rate is bounded by `--max-tps` or the account's quota.
         basis: measured, scaled (from `measured_units`) or assumed.
         measured_units: units of the sessions that were measured, such as `2`; None if assumed.
         images_per_second: typical rate while calls are made.
@@ -132,12 +134,14 @@ class Estimate:
         dollars: typical cost.
         dollars_low: at the highest rate.
         dollars_high: at the lowest rate.
+        image_dollars: typical cost of one more image.
         needed_s: seconds to allow before a deadline: the longest start-up, and `billed_s_high` with a margin of 10 %.
     """
 
     units: int
     max_units: int | None = None
     is_requested: bool = False
+    is_limited: bool
     basis: Basis
     measured_units: str | None
     images_per_second: float
@@ -149,6 +153,7 @@ class Estimate:
     dollars: float
     dollars_low: float
     dollars_high: float
+    image_dollars: float
     needed_s: float
 
 
@@ -192,6 +197,7 @@ class Measurements:
             units=units.minimum,
             max_units=units.maximum,
             is_requested=is_requested,
+            is_limited=rate.tps.typical >= most,
             basis=rate.basis,
             measured_units=rate.units,
             images_per_second=tps.typical,
@@ -203,6 +209,7 @@ class Measurements:
             dollars=dollars[0],
             dollars_low=dollars[1],
             dollars_high=dollars[2],
+            image_dollars=units.minimum * limits.unit_hour_usd / 3600 / tps.typical,
             needed_s=(self.start_s.high + billed[2]) * (1 + MARGIN) if calls else 0.0,
         )
 
@@ -231,9 +238,7 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
         if session.units is not None and calling_s(session) > 0:
             by_units[session.units].append(session)
     newest = {units: of_units[-NEWEST:] for units, of_units in by_units.items()}
-    measured = {
-        units: of_units for units, of_units in newest.items() if sum(each.images for each in of_units) >= ENOUGH_IMAGES
-    }
+    measured = {units: of_units for units, of_units in newest.items() if _are_enough(of_units)}
     overheads = [sum(each.billed_s.values()) - calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
     starts = [each.start_s for each in sessions if each.start_s is not None][-NEWEST:]
     return Measurements(
@@ -247,10 +252,15 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
 
 def _rate_of(sessions: Sequence[SessionRecord]) -> Spread:
     """Return the rate of all sessions together, and the range of those that are long enough."""
-    long_enough = [each for each in sessions if each.images >= ENOUGH_IMAGES] or sessions
+    long_enough = [each for each in sessions if _are_enough([each])] or sessions
     rates = [each.images / calling_s(each) for each in long_enough]
     typical = sum(each.images for each in sessions) / sum(map(calling_s, sessions))
     return Spread(typical, min(*rates, typical), max(*rates, typical))
+
+
+def _are_enough(sessions: Sequence[SessionRecord]) -> bool:
+    images, seconds = sum(each.images for each in sessions), sum(map(calling_s, sessions))
+    return images >= ENOUGH_IMAGES and seconds >= ENOUGH_S
 
 
 def calling_s(session: SessionRecord) -> float:

@@ -170,7 +170,7 @@ async def pilot(
     observer = SafeObserver(observer or SilentObserver())
     aws = aws or Aws(AwsSettings(profile=job.profile, region=job.region))
     with stop_signal.interruptible():
-        proposal = await propose(job, images=images, aws=aws)
+        proposal = await propose(job, images=images, aws=aws, observer=observer)
     if isinstance(proposal, Pilot):
         text = f"run {proposal.run_id} has called for {images:,} images or more; reporting what it has measured"
         observer.notice(Notice("pilot-recorded", text, {"run_id": proposal.run_id}))
@@ -179,10 +179,10 @@ async def pilot(
     store = await Store.open_async(job.root, aws=aws)
     record = await read_record(store, summary.run_id)
     assert record is not None
-    return await read_pilot(job, store, record, images=images, is_free=aws.settings.is_emulator)
+    return await read_pilot(job, store, record, images=images, is_free=aws.settings.is_emulator, observer=observer)
 
 
-async def propose(job: Job, *, images: int, aws: Aws) -> Pilot | PilotProposal:
+async def propose(job: Job, *, images: int, aws: Aws, observer: Observer) -> Pilot | PilotProposal:
     """Return what a pilot will do, or its result if the run has called for enough images. Reads the output root only.
 
     Raises:
@@ -202,8 +202,8 @@ async def propose(job: Job, *, images: int, aws: Aws) -> Pilot | PilotProposal:
     if old is not None and store is not None:
         called = await called_images(store, old.run_id)
         if called >= images and await _is_listed(store, old):
-            return await read_pilot(job, store, old, images=images, is_free=is_free)
-    measurements = await read_measurements(store, model.text)
+            return await read_pilot(job, store, old, images=images, is_free=is_free, observer=observer)
+    measurements = await read_measurements(store, model.text, observer=observer)
     units = job.units if isinstance(job.units, Units) else Units(1)
     left = max(0, images - called)
     estimate = measurements.estimate(left, units, limits=limits_of(job, is_free=is_free))
@@ -230,7 +230,9 @@ async def _is_listed(store: Store, record: RunRecord) -> bool:
     return await store.exists(RunPaths(record.run_id).totals)
 
 
-async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, is_free: bool) -> Pilot:
+async def read_pilot(
+    job: Job, store: Store, record: RunRecord, *, images: int, is_free: bool, observer: Observer
+) -> Pilot:
     """Read from the output root what the sessions of the run have measured. Its work list must be complete."""
     now = dt.datetime.now(dt.UTC)
     worklist = WorkList(store, RunPaths(record.run_id))
@@ -242,7 +244,7 @@ async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, 
     calls_left = min(left, max(0, round(worklist.images * sample.share) - scored - failed))
     sessions = [each for each in await read_sessions(store, record.run_id) if not each.round]
     rate = rate_of(sessions)
-    measurements = await read_measurements(store, record.model)
+    measurements = await read_measurements(store, record.model, observer=observer)
     estimates: Sequence[Estimate] = ()
     if rate is not None and rate.units is not None:
         measured = replace(

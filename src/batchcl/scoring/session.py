@@ -331,7 +331,7 @@ class Session:
             self.progress.add_earlier(each)
 
     def _images_left(self) -> int | None:
-        """Return the number of images on the work list without an outcome; None until it is known what was published."""
+        """Return the number of images on the work list without an outcome; None until the published ones are known."""
         return None if self.earlier is None else max(0, self.progress.planned - self.progress.done)
 
     def _is_beginning(self) -> bool:

@@ -15,7 +15,6 @@ from batchcl.quantities import parse_duration
 from batchcl.scoring.bounds import deadline_at, exceeded_bound, watch_bounds
 from virtual import run_virtual
 
-
 NOW = dt.datetime(2026, 11, 21, 22, 30, tzinfo=dt.UTC)
 
 
