@@ -14,6 +14,7 @@ from batchcl.cli.run import report_end
 from batchcl.cli.service import Yes, confirm
 from batchcl.cli.streams import write_line
 from batchcl.errors import BatchclError
+from batchcl.quantities import Units, period_text
 
 if TYPE_CHECKING:
     from batchcl.scoring.pilot import Pilot, PilotProposal, PilotRate
@@ -95,7 +96,7 @@ def _show(found: Pilot) -> None:
     import polars as pl
 
     from batchcl.cli.output import emit, emit_object
-    from batchcl.quantities import period_text
+    from batchcl.cli.plan import estimate_cells
 
     shown: dict[str, Any] = {
         "run": found.run_id,
@@ -114,26 +115,27 @@ def _show(found: Pilot) -> None:
         return
     sys.stdout.write("\n")
     rows = [
-        {
-            "units": f"{each.units} *" if each.is_requested else str(each.units),
-            "images/s": round(each.images_per_second, 1),
-            "time": period_text(each.billed_s),
-            "at most": period_text(each.billed_s_high),
-            "ends at (UTC)": f"{found.ends_at(each):%Y-%m-%d %H:%M}",
-            "dollars": round(each.dollars, 2),
-            "dollars at most": round(each.dollars_high, 2),
-        }
+        {"units": f"{each.units} (requested)" if each.is_requested else str(each.units)}
+        | estimate_cells(each, is_free=found.is_free)
+        | {"ends at": f"{found.ends_at(each):%Y-%m-%dT%H:%MZ}"}
         for each in found.estimates
     ]
-    emit(pl.DataFrame(rows), title=f"The rest; the model needs {period_text(found.start_s)} to start")
+    start = period_text(found.start_s) + ("" if found.starts else ", assumed")
+    emit(pl.DataFrame(rows), title=f"The rest of the run, if it is continued now; start-up of the model: {start}")
 
 
 def _rate_in_words(rate: PilotRate) -> dict[str, str]:
-    least = ", a lower bound: no call was throttled" if rate.is_lower_bound else ""
     words = {
-        "images/s": f"{rate.tps:.2f} ({rate.tps_low:.2f} to {rate.tps_high:.2f}){least}",
-        "measured": f"{rate.images:,} images in {rate.seconds:.1f} s with {rate.units or 'an unknown number of'} units",
+        "measured": f"{rate.images:,} images in {period_text(rate.seconds)} with {_units(rate)}",
+        "images/s": f"{rate.tps:.2f}",
+        "95 % interval": f"{rate.tps_low:.2f} to {rate.tps_high:.2f} (Poisson)",
     }
     if (unit := rate.per_unit) is not None:
-        words |= {"images/s per unit": f"{unit.typical:.2f} ({unit.low:.2f} to {unit.high:.2f}, 95 %, Poisson)"}
+        words["images/s per unit"] = f"{unit.typical:.2f} ({unit.low:.2f} to {unit.high:.2f})"
+    if rate.is_lower_bound:
+        words["lower bound"] = "the model may be faster: the rate was still rising; use more --images"
     return words
+
+
+def _units(rate: PilotRate) -> str:
+    return "an unknown number of units" if rate.units is None else Units.parse(rate.units).words

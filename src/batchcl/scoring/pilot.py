@@ -43,6 +43,9 @@ PILOT_IMAGES: Final = 300
 """The rate of so many images is known to 11 %."""
 
 _Z: Final = 1.96
+_RISING_S: Final = 20.0
+"""The pacer doubles its rate every two seconds from 5 calls per second. Up to 14, the capacity of five units in AWS's
+pricing example, it makes 13 calls too few; in 20 s these are 5 % of the images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,8 @@ class PilotRate:
         tps_low: the lower end of the interval.
         tps_high: the upper end of the interval.
         units: inference units, such as `2`; None if unknown.
-        is_lower_bound: no call was throttled, so the model may be faster.
+        is_lower_bound: no call was throttled, or calls were made for less than 20 s, in most of which the
+            rate was still rising.
     """
 
     images: int
@@ -86,7 +90,9 @@ class Pilot:
         calls_left: images of `left` that need a call, as estimated from the sample.
         rate: measured by this run; None if nothing was called.
         cost_usd: cost of the model so far; None if the run did not start it.
-        start_s: seconds until a started model is RUNNING: of earlier starts, or assumed.
+        start_s: seconds until a started model is RUNNING.
+        starts: number of starts that `start_s` is the median of; 0 if it is assumed.
+        is_free: whether the model costs nothing, because it is emulated.
         estimates: of the calls that are left, with 1 to 5 inference units; empty if the measured ones are unknown.
         read_at: from here the end times count.
     """
@@ -104,6 +110,8 @@ class Pilot:
     rate: PilotRate | None
     cost_usd: float | None
     start_s: float
+    starts: int
+    is_free: bool
     estimates: tuple[Estimate, ...]
     read_at: dt.datetime
 
@@ -268,6 +276,8 @@ async def read_pilot(
         rate=rate,
         cost_usd=total_spent(sessions)["cost_usd"],
         start_s=measurements.start_s.typical,
+        starts=measurements.starts,
+        is_free=is_free,
         estimates=tuple(estimates),
         read_at=now,
     )
@@ -289,5 +299,5 @@ def rate_of(sessions: Sequence[SessionRecord]) -> PilotRate | None:
         tps_low=max(0.0, root - _Z / 2) ** 2 / seconds,
         tps_high=(root + _Z / 2) ** 2 / seconds,
         units=units,
-        is_lower_bound=not any(each.throttled for each in alike),
+        is_lower_bound=seconds < _RISING_S or not any(each.throttled for each in alike),
     )

@@ -45,10 +45,14 @@ def test_sessions_with_the_newest_number_of_units_count_together() -> None:
     assert rate.per_unit.typical == pytest.approx(1.5)
 
 
-def test_a_rate_without_throttling_is_a_lower_bound() -> None:
+def test_a_rate_that_was_still_rising_is_a_lower_bound() -> None:
     rate = rate_of([session(100.0, throttled=0)])
     assert rate is not None
     assert rate.is_lower_bound
+    short, long = rate_of([session(10.0)]), rate_of([session(100.0)])
+    assert short is not None
+    assert long is not None
+    assert (short.is_lower_bound, long.is_lower_bound) == (True, False), "the rate rises in the first seconds"
     assert rate_of([session(0.0, images=0)]) is None
 
 
