@@ -198,6 +198,8 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
 
     `dead` is the run's last session, if that was found dead just now.
     """
+    if state.is_resumed and job.has_passed_deadline(since=state.record.started_at, now=context.utcnow()):
+        context = replace(context, ends_at=anyio.current_time())
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)
