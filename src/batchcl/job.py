@@ -58,6 +58,8 @@ NO_MODEL: Final = "arn:aws:rekognition:us-east-1:000000000000:project/none/versi
 """Placeholder for a model that is not known yet; its region has no meaning."""
 
 _MIN_GRACE_S: Final = 2.0
+_MISSED_NIGHT: Final = dt.timedelta(hours=12)
+"""A run that a scheduler repeats after its deadline should not go on until the next day; the next night it should."""
 _LIST_KEYS: Final = (
     "uri_column",
     "bucket_column",
@@ -380,6 +382,13 @@ class Job(BaseModel, JobOptions, frozen=True):
     def ends_at_time_of_day(self) -> bool:
         """Whether `deadline` is a time of day, not a duration."""
         return ":" in str(self.deadline or "")
+
+    def has_passed_deadline(self, *, since: dt.datetime, now: dt.datetime) -> bool:
+        """Whether `deadline` is a time of day that a run of `since` has passed, less than twelve hours ago."""
+        if not self.ends_at_time_of_day:
+            return False
+        passed = now + dt.timedelta(seconds=deadline_s(str(self.deadline), now=now), days=-1)
+        return passed > max(since, now - _MISSED_NIGHT)
 
     @property
     def grace_s(self) -> float:

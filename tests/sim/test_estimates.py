@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 import anyio
+import orjson
 import pytest
 
 from batchcl.arns import ModelArn
@@ -21,7 +22,7 @@ from batchcl.scoring.estimates import Limits, Measurements
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from fake_rekognition import arn_of
-from sim.fake_world import MODEL, FaultInjector, run_simulation, utcnow
+from sim.fake_world import EPOCH, MODEL, FaultInjector, run_simulation, utcnow
 from sim.service import Service, image
 from sim.test_left_model import NAME, ONE, UnreachableModels, WorldWithModel
 
@@ -174,6 +175,25 @@ def test_a_resumed_run_chooses_again_for_what_is_left():
         assert end.summary.scored > 1700
         await world.night(2500, AutoUnits(), name="auto", deadline="14m")
         assert world.models.units[NAME] == 1
+
+    run_simulation(main)
+
+
+def test_a_run_that_is_repeated_after_its_time_of_day_waits_for_the_next_night():
+    """A scheduler repeats the command at once; it must not go on until the next day, nor start the model."""
+
+    async def main() -> None:
+        world, deadline = nights(), "00:10"
+        assert isinstance(await world.session(3000, ONE, name="long", deadline=deadline), StoppedError)
+        record = orjson.loads(world.files["runs/long/run.json"])
+        world.files["runs/long/run.json"] = orjson.dumps(record | {"started_at": EPOCH})  # in virtual time
+        starts = world.models.calls.count(f"start {NAME}")
+        end = await world.session(3000, ONE, name="long", deadline=deadline)
+        assert isinstance(end, StoppedError)
+        assert str(end).startswith("the deadline of 00:10 has passed")
+        assert world.models.calls.count(f"start {NAME}") == starts
+        await anyio.sleep(20 * 3600)
+        await world.night(3000, ONE, name="long", deadline=deadline)
 
     run_simulation(main)
 

@@ -85,14 +85,15 @@ def test_a_postponed_night_leaves_its_run_id_free_and_says_why():
     run_simulation(main)
 
 
-def test_a_resumed_run_is_never_postponed():
+@pytest.mark.parametrize("operation", [OperationKind.CALL, OperationKind.PAGE])
+def test_a_resumed_run_is_never_postponed(operation):
     async def main() -> None:
         nights = world()
         await night(nights, 1, 30)
-        killed = replace(nights, run_id="killed", images=images(50))
-        assert await killed.run(FaultInjector(OperationKind.CALL, 18, FaultKind.CRASH_BEFORE)) is None
-        assert isinstance(end := await killed.run_to_end(), Summary)
-        assert (end.status, end.planned, end.scored) == ("done", 20, 20)
+        killed = replace(nights, run_id="killed", images=images(100))
+        assert await killed.run(FaultInjector(operation, 20, FaultKind.CRASH_BEFORE)) is None
+        end = await replace(killed, min_images=1000).run_to_end()
+        assert (end.status, end.planned, end.scored) == ("done", 70, 70)
 
     run_simulation(main)
 

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
+from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated, emulator_options
 from batchcl.cli.options import Config, Json, LogFormatOption, flags, takes_job_options
+from batchcl.cli.run import report_end
 from batchcl.cli.service import Yes, confirm
 from batchcl.cli.streams import write_line
+from batchcl.errors import BatchclError
+from batchcl.quantities import Units, period_text
 
 if TYPE_CHECKING:
-    from batchcl.scoring.pilot import Pilot, PilotRate
+    from batchcl.scoring.pilot import Pilot, PilotProposal, PilotRate
     from batchcl.stop_signal import StopSignal
 
 __all__ = ["pilot"]
@@ -51,14 +54,16 @@ def pilot(
     from batchcl.aws.session import Aws, AwsSettings
     from batchcl.cli.reporter import reporting
     from batchcl.cli.signals import run_until_signalled
+    from batchcl.events import SilentObserver
     from batchcl.job import load_job
-    from batchcl.scoring.pilot import Pilot, PilotProposal, propose
+    from batchcl.scoring.pilot import PilotProposal, propose
     from batchcl.scoring.pilot import pilot as measure
 
     job = load_job(config, flags(options), defaults=default_model(emulator=emulator))
 
     async def read() -> Pilot | PilotProposal:
-        return await propose(job, images=images, aws=Aws(AwsSettings(profile=job.profile, region=job.region)))
+        aws = Aws(AwsSettings(profile=job.profile, region=job.region))
+        return await propose(job, images=images, aws=aws, observer=SilentObserver())
 
     if not emulator:
         proposal = anyio.run(read)
@@ -72,7 +77,13 @@ def pilot(
         ):
             return await measure(scored, images=images, observer=observer, stop_signal=stop_signal, aws=aws)
 
-    found = run_until_signalled(work, grace_s=job.grace_s)
+    try:
+        found = run_until_signalled(work, grace_s=job.grace_s)
+    except BatchclError as error:
+        if error.summary is not None:
+            more = emulator_options(emulator=emulator, state=emulator_state)
+            report_end(error.summary, json=json, log_format=log_format, options=more)
+        raise
     if json:
         sys.stdout.write(orjson.dumps(found.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
     else:
@@ -85,7 +96,7 @@ def _show(found: Pilot) -> None:
     import polars as pl
 
     from batchcl.cli.output import emit, emit_object
-    from batchcl.quantities import period_text
+    from batchcl.cli.plan import estimate_cells
 
     shown: dict[str, Any] = {
         "run": found.run_id,
@@ -104,26 +115,27 @@ def _show(found: Pilot) -> None:
         return
     sys.stdout.write("\n")
     rows = [
-        {
-            "units": f"{each.units} *" if each.is_requested else str(each.units),
-            "images/s": round(each.images_per_second, 1),
-            "time": period_text(each.billed_s),
-            "at most": period_text(each.billed_s_high),
-            "ends at (UTC)": f"{found.ends_at(each):%Y-%m-%d %H:%M}",
-            "dollars": round(each.dollars, 2),
-            "dollars at most": round(each.dollars_high, 2),
-        }
+        {"units": f"{each.units} (requested)" if each.is_requested else str(each.units)}
+        | estimate_cells(each, is_free=found.is_free)
+        | {"ends at": f"{found.ends_at(each):%Y-%m-%dT%H:%MZ}"}
         for each in found.estimates
     ]
-    emit(pl.DataFrame(rows), title=f"The rest; the model needs {period_text(found.start_s)} to start")
+    start = period_text(found.start_s) + ("" if found.starts else ", assumed")
+    emit(pl.DataFrame(rows), title=f"The rest of the run, if it is continued now; start-up of the model: {start}")
 
 
 def _rate_in_words(rate: PilotRate) -> dict[str, str]:
-    least = ", a lower bound: no call was throttled" if rate.is_lower_bound else ""
     words = {
-        "images/s": f"{rate.tps:.2f} ({rate.tps_low:.2f} to {rate.tps_high:.2f}){least}",
-        "measured": f"{rate.images:,} images in {rate.seconds:.1f} s with {rate.units or 'an unknown number of'} units",
+        "measured": f"{rate.images:,} images in {period_text(rate.seconds)} with {_units(rate)}",
+        "images/s": f"{rate.tps:.2f}",
+        "95 % interval": f"{rate.tps_low:.2f} to {rate.tps_high:.2f} (Poisson)",
     }
     if (unit := rate.per_unit) is not None:
-        words |= {"images/s per unit": f"{unit.typical:.2f} ({unit.low:.2f} to {unit.high:.2f}, 95 %, Poisson)"}
+        words["images/s per unit"] = f"{unit.typical:.2f} ({unit.low:.2f} to {unit.high:.2f})"
+    if rate.is_lower_bound:
+        words["lower bound"] = "the model may be faster: the rate was still rising; use more --images"
     return words
+
+
+def _units(rate: PilotRate) -> str:
+    return "an unknown number of units" if rate.units is None else Units.parse(rate.units).words

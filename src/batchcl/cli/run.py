@@ -19,7 +19,7 @@ from batchcl.quantities import pluralize
 if TYPE_CHECKING:
     from batchcl.summary import Summary
 
-__all__ = ["finish", "run"]
+__all__ = ["finish", "report_end", "run"]
 
 
 @takes_job_options()
@@ -81,9 +81,9 @@ def finish(
         summary = work()
     except BatchclError as error:
         if error.summary is not None:
-            _end(error.summary, json=json, log_format=log_format, options=options)
+            report_end(error.summary, json=json, log_format=log_format, options=options)
         raise
-    _end(summary, json=json, log_format=log_format, options=options)
+    report_end(summary, json=json, log_format=log_format, options=options)
     if not summary.tolerated:
         write_line(
             f"{pluralize(summary.failed, 'image')} failed, more than tolerated; list them with "
@@ -106,7 +106,8 @@ def _retry_commands(summary: Summary, options: Sequence[str]) -> str:
     return f"; run {' or '.join(commands)}" if commands else "; a retry would fail again"
 
 
-def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options: Sequence[str]) -> None:
+def report_end(summary: Summary, *, json: bool, log_format: LogFormat | None, options: Sequence[str]) -> None:
+    """Write the summary of a run that has ended, and how to resume it."""
     from batchcl.runs.layout import RunPaths
     from batchcl.sources.filters import describe_filters
 

@@ -57,19 +57,19 @@ async def watch_bounds(
     stop: Callable[[BatchclError], None],
     called_count: Callable[[], int],
 ) -> None:
-    """Check the deadline, the budgets and the failures every second; call `stop` with the reason and return.
+    """Check the deadline, the budgets and the failures now and every second; call `stop` with the reason and return.
 
     `ends_at` is the deadline on the loop's clock.
     `over_budget` returns the error for a budget that is used up. `called_count` returns the number of images of the
     whole run that have been called for; percentages of failures refer to it.
     """
     while True:
-        await anyio.sleep(_CHECK_EVERY_S)
         left_s = ends_at - anyio.current_time()
         reason = exceeded_bound(job, progress, left_s=left_s, called=called_count()) or over_budget()
         if reason is not None:
             stop(reason)
             return
+        await anyio.sleep(_CHECK_EVERY_S)
 
 
 def exceeded_bound(job: Job, progress: Progress, *, left_s: float, called: int) -> StoppedError | None:

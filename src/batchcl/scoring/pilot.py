@@ -43,6 +43,9 @@ PILOT_IMAGES: Final = 300
 """The rate of so many images is known to 11 %."""
 
 _Z: Final = 1.96
+_RISING_S: Final = 20.0
+"""The pacer doubles its rate every two seconds from 5 calls per second. Up to 14, the capacity of five units in AWS's
+pricing example, it makes 13 calls too few; in 20 s these are 5 % of the images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,8 @@ class PilotRate:
         tps_low: the lower end of the interval.
         tps_high: the upper end of the interval.
         units: inference units, such as `2`; None if unknown.
-        is_lower_bound: no call was throttled, so the model may be faster.
+        is_lower_bound: no call was throttled, or calls were made for less than 20 s, in most of which the
+            rate was still rising.
     """
 
     images: int
@@ -86,7 +90,9 @@ class Pilot:
         calls_left: images of `left` that need a call, as estimated from the sample.
         rate: measured by this run; None if nothing was called.
         cost_usd: cost of the model so far; None if the run did not start it.
-        start_s: seconds until a started model is RUNNING: of earlier starts, or assumed.
+        start_s: seconds until a started model is RUNNING.
+        starts: number of starts that `start_s` is the median of; 0 if it is assumed.
+        is_free: whether the model costs nothing, because it is emulated.
         estimates: of the calls that are left, with 1 to 5 inference units; empty if the measured ones are unknown.
         read_at: from here the end times count.
     """
@@ -104,6 +110,8 @@ class Pilot:
     rate: PilotRate | None
     cost_usd: float | None
     start_s: float
+    starts: int
+    is_free: bool
     estimates: tuple[Estimate, ...]
     read_at: dt.datetime
 
@@ -170,7 +178,7 @@ async def pilot(
     observer = SafeObserver(observer or SilentObserver())
     aws = aws or Aws(AwsSettings(profile=job.profile, region=job.region))
     with stop_signal.interruptible():
-        proposal = await propose(job, images=images, aws=aws)
+        proposal = await propose(job, images=images, aws=aws, observer=observer)
     if isinstance(proposal, Pilot):
         text = f"run {proposal.run_id} has called for {images:,} images or more; reporting what it has measured"
         observer.notice(Notice("pilot-recorded", text, {"run_id": proposal.run_id}))
@@ -179,10 +187,10 @@ async def pilot(
     store = await Store.open_async(job.root, aws=aws)
     record = await read_record(store, summary.run_id)
     assert record is not None
-    return await read_pilot(job, store, record, images=images, is_free=aws.settings.is_emulator)
+    return await read_pilot(job, store, record, images=images, is_free=aws.settings.is_emulator, observer=observer)
 
 
-async def propose(job: Job, *, images: int, aws: Aws) -> Pilot | PilotProposal:
+async def propose(job: Job, *, images: int, aws: Aws, observer: Observer) -> Pilot | PilotProposal:
     """Return what a pilot will do, or its result if the run has called for enough images. Reads the output root only.
 
     Raises:
@@ -202,8 +210,8 @@ async def propose(job: Job, *, images: int, aws: Aws) -> Pilot | PilotProposal:
     if old is not None and store is not None:
         called = await called_images(store, old.run_id)
         if called >= images and await _is_listed(store, old):
-            return await read_pilot(job, store, old, images=images, is_free=is_free)
-    measurements = await read_measurements(store, model.text, observer=SilentObserver())
+            return await read_pilot(job, store, old, images=images, is_free=is_free, observer=observer)
+    measurements = await read_measurements(store, model.text, observer=observer)
     units = job.units if isinstance(job.units, Units) else Units(1)
     left = max(0, images - called)
     estimate = measurements.estimate(left, units, limits=limits_of(job, is_free=is_free))
@@ -230,7 +238,9 @@ async def _is_listed(store: Store, record: RunRecord) -> bool:
     return await store.exists(RunPaths(record.run_id).totals)
 
 
-async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, is_free: bool) -> Pilot:
+async def read_pilot(
+    job: Job, store: Store, record: RunRecord, *, images: int, is_free: bool, observer: Observer
+) -> Pilot:
     """Read from the output root what the sessions of the run have measured. Its work list must be complete."""
     now = dt.datetime.now(dt.UTC)
     worklist = WorkList(store, RunPaths(record.run_id))
@@ -242,7 +252,7 @@ async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, 
     calls_left = min(left, max(0, round(worklist.images * sample.share) - scored - failed))
     sessions = [each for each in await read_sessions(store, record.run_id) if not each.round]
     rate = rate_of(sessions)
-    measurements = await read_measurements(store, record.model, observer=SilentObserver())
+    measurements = await read_measurements(store, record.model, observer=observer)
     estimates: Sequence[Estimate] = ()
     if rate is not None and rate.units is not None:
         measured = replace(
@@ -266,6 +276,8 @@ async def read_pilot(job: Job, store: Store, record: RunRecord, *, images: int, 
         rate=rate,
         cost_usd=total_spent(sessions)["cost_usd"],
         start_s=measurements.start_s.typical,
+        starts=measurements.starts,
+        is_free=is_free,
         estimates=tuple(estimates),
         read_at=now,
     )
@@ -287,5 +299,5 @@ def rate_of(sessions: Sequence[SessionRecord]) -> PilotRate | None:
         tps_low=max(0.0, root - _Z / 2) ** 2 / seconds,
         tps_high=(root + _Z / 2) ** 2 / seconds,
         units=units,
-        is_lower_bound=not any(each.throttled for each in alike),
+        is_lower_bound=seconds < _RISING_S or not any(each.throttled for each in alike),
     )

@@ -272,6 +272,8 @@ async def execute(
         sample_images: complete the work list first, then score a sample of so many images, unless sessions of this run
             have called for as many; None to score all images.
     """
+    if state.is_resumed and job.has_passed_deadline(since=state.record.started_at, now=context.utcnow()):
+        context = replace(context, ends_at=anyio.current_time())
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)

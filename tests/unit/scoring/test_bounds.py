@@ -52,6 +52,23 @@ def test_a_time_of_day_is_the_next_one_in_utc(deadline, after):
 
 
 @pytest.mark.parametrize(
+    ("deadline", "run_began_h_ago", "has_passed"),
+    [
+        ("22:00", 3, True),
+        ("22:00", 0.25, False),  # the run began after it
+        ("22:30", 3, True),
+        ("22:31", 3, False),
+        ("10:31", 48, True),
+        ("10:29", 48, False),  # of this morning; it is evening
+        ("2h", 3, False),
+    ],
+)
+def test_a_resumed_run_has_passed_a_time_of_day_of_the_last_twelve_hours(deadline, run_began_h_ago, has_passed):
+    since = NOW - dt.timedelta(hours=run_began_h_ago)
+    assert job(deadline=deadline).has_passed_deadline(since=since, now=NOW) is has_passed
+
+
+@pytest.mark.parametrize(
     ("tolerance", "scored", "failed", "ends"),
     [("3", 0, 3, False), ("3", 0, 4, True), ("10%", 80, 19, False), ("10%", 85, 15, True), ("10%", 95, 10, False)],
 )
