@@ -42,7 +42,7 @@ class Notices(SilentObserver):
 class Nights(WorldWithModel):
     """An output root with one run per night; the model's capacity is `TPS_PER_UNIT` for each unit it runs with."""
 
-    units: Units | AutoUnits | None = ONE
+    observer: Notices = field(default_factory=Notices)
     rng: random.Random = field(default_factory=lambda: random.Random(17))
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:
@@ -81,7 +81,7 @@ def nights() -> Nights:
     service = Service(
         tps=lambda _: TPS_PER_UNIT * models.units.get(NAME, 1), latency_s=lambda rng: rng.uniform(0.2, 0.5)
     )
-    return Nights([], service, models=models, shard_size=500, page=500, max_in_flight=64, observer=Notices())
+    return Nights([], service, models=models, shard_size=500, page=500, max_in_flight=64)
 
 
 def test_twenty_jobs_cost_what_was_estimated_after_one_night():

@@ -17,7 +17,7 @@ from batchcl.arns import ModelArn
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
-from batchcl.quantities import Units
+from batchcl.quantities import AutoUnits, Units
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
@@ -48,7 +48,7 @@ class WorldWithModel(FakeWorld):
     """A world whose sessions start and stop the model."""
 
     models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
-    units: Units | None = ONE
+    units: Units | AutoUnits | None = ONE
     keep: bool = False
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:

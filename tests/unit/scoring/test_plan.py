@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +48,10 @@ def test_images_without_an_etag_of_their_own_share_no_content() -> None:
     counter = ContentCounter()
     member = ArchiveMember("a.tar", 0)
     for number in range(3):
-        where = {"uri": f"s3://b/{number}", "bucket": "b", "key": str(number), "size_bytes": 7}
-        counter.add(ImageRef(**where))
-        counter.add(ImageRef(**where, etag="of the archive", member=member))
-        counter.add(ImageRef(**where | {"size_bytes": number}, etag="e"))
+        image = ImageRef(uri=f"s3://b/{number}", bucket="b", key=str(number), size_bytes=7)
+        counter.add(image)
+        counter.add(replace(image, etag="of the archive", member=member))
+        counter.add(replace(image, etag="e", size_bytes=number))
     assert counter.count() == (0, 0)
 
 
