@@ -27,6 +27,10 @@ _LOG_LESS_EVERY_S: Final = 60.0
 
 _DECIMALS: Final = {"elapsed_s": 1, "eta_s": 1, "images_per_second": 2, "rate_tps": 2, "capacity_tps": 2, "dollars": 4}
 
+_BEGIN_NOTE: Final = frozenset({"drain", "paused", "waiting", "holder-alive", "holder-silent", "holder-unknown"})
+_END_NOTE: Final = frozenset({"resumed", "holder-dead", "holder-ended"})
+"""Kinds of notices whose text stays in the panel, and that remove it."""
+
 
 @asynccontextmanager
 async def reporting(log_format: LogFormat | None) -> AsyncIterator[Observer]:
@@ -86,12 +90,13 @@ class _Live(SilentObserver):
 
     def notice(self, notice: Notice) -> None:
         sys.stderr.write(f"{printable(notice.text)}\n")
-        if notice.kind == "drain":
-            self._is_draining = True
-        if notice.kind in {"drain", "paused"}:
+        if self._is_draining:
+            return
+        if notice.kind in _BEGIN_NOTE:
             self._note = notice.text
-        elif notice.kind == "resumed" and not self._is_draining:
+        elif notice.kind in _END_NOTE:
             self._note = ""
+        self._is_draining = notice.kind == "drain"
 
     def tick(self, now: float) -> None:
         if self._progress is None:

@@ -88,8 +88,8 @@ async def _run(work: Callable[[StopSignal], Awaitable[_T]], grace_s: float, time
             scope.cancel()
 
     result = await _listening(partial(work, stop_signal), on_signal)
-    if not result and stop_signal.error is not None:
-        raise stop_signal.error
+    if not result and stop_signal.error is not None:  # the cancellation has replaced the run's own error
+        raise type(stop_signal.error)("; ".join(filter(None, [str(stop_signal.error), stop_signal.exit_message()])))
     return result[0]
 
 

@@ -136,6 +136,6 @@ def test_a_draining_run_has_no_eta():
         assert "ETA 0:00:10" in at(10.0)[0]
         live.notice(Notice("drain", "ended by SIGTERM: no more calls are sent"))
         live.notice(Notice("resumed", "calls resumed"))
-        lines = at(11.0)
+        lines = at(10.5)
         assert lines[-1] == "ended by SIGTERM: no more calls are sent"
         assert lines[-4].endswith("ETA ?")
