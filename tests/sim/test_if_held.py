@@ -402,10 +402,14 @@ def test_a_holder_that_has_spent_max_cost_is_not_continued():
 
 def test_a_model_that_the_holder_could_not_stop_is_taken_over():
     """Although the holder has ended at a limit."""
+
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ImageError("no", code="InvalidImageFormatException") if int(each.key[:6]) in {1, 2} else None
+
     left = world_with_model()
-    left.service = Service(latency_s=lambda _: 30.0)
+    left.service = Service(latency_s=lambda _: 10.0, fault=fault)
     left.max_in_flight = 1
-    left.max_cost = 0.1
+    left.max_failures = 1
     left.models.errors["stop"] = refused("InternalServerError", 500)
     holder, second = Process(left), Process(replace(left, if_held=IfHeld.WAIT), 15.0)
 
@@ -418,6 +422,7 @@ def test_a_model_that_the_holder_could_not_stop_is_taken_over():
     run_simulation(main)
     assert isinstance(holder.end, StoppedError)
     assert "could not be stopped" in str(holder.end)
+    assert "holder-dead" not in second.kinds, "it tried for five minutes, with heartbeats"
     assert sessions(left) == 2
     assert left.status == "STOPPED"
 
