@@ -27,7 +27,7 @@ _LOG_LESS_EVERY_S: Final = 60.0
 
 _DECIMALS: Final = {"elapsed_s": 1, "eta_s": 1, "images_per_second": 2, "rate_tps": 2, "capacity_tps": 2, "dollars": 4}
 
-_BEGIN_NOTE: Final = frozenset({"drain", "paused", "waiting", "holder-alive", "holder-silent", "holder-unknown"})
+_BEGIN_NOTE: Final = frozenset({"drain", "paused", "holder", "holder-alive", "holder-silent", "holder-unknown"})
 _END_NOTE: Final = frozenset({"resumed", "holder-dead", "holder-ended"})
 """Kinds of notices whose text stays in the panel, and that remove it."""
 
