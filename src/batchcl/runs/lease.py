@@ -91,12 +91,13 @@ class RunLease:
         """Whether its process is alive; None if that can be determined only by its heartbeats.
 
         That is so for a process on another machine or in another PID namespace, for a suspended one, and for the
-        current process, which may have abandoned a session.
+        current process, which may have abandoned a session. A restarted container often has the PID and the namespace's
+        number of the dead one; the start times differ.
         """
         if self.ended:
             return False
         pid, _, started = self.process.partition("-")
-        if not self.location or self.location != _process_location() or not started or int(pid) == os.getpid():
+        if not self.location or self.location != _process_location() or not started or self.process == _this_process():
             return None
         state = _process_state(int(pid))
         if state is None:
