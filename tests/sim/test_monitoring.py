@@ -124,6 +124,9 @@ def test_no_fault_of_a_back_end_changes_a_run(hang, name):
     assert comparable(end) == comparable(expected)
     assert one.table() == plain.table()
     assert late_at <= ended_at + FLUSH_S + 0.1
+    threads = [thread for thread in threading.enumerate() if thread.name == "batchcl: the recorder"]
+    assert all(thread.daemon for thread in threads), "the process would wait for it at its exit"
+    assert len(threads) == 1 or name != "hangs"
     warnings = [notice.text for notice in observer.notices if notice.kind == "monitoring-failed"]
     assert len(warnings) == 1
     assert "hunter2" not in warnings[0]

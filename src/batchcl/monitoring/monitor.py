@@ -159,10 +159,12 @@ class Monitor:
             max_s: for all back ends together.
         """
         summary = getattr(error, "summary", None) if error is not None else self.summary
-        self._put(self._end_report(summary, error, model_left=model_left))
-        for sender, reason in (await flush(self._senders, max_s=max_s)).items():
-            if sender not in self._warned:
-                self._warn(sender, reason)
+        try:
+            self._put(self._end_report(summary, error, model_left=model_left))
+        finally:
+            for sender, reason in (await flush(self._senders, max_s=max_s)).items():
+                if sender not in self._warned:
+                    self._warn(sender, reason)
 
     def _end_report(self, summary: Summary | None, error: BaseException | None, *, model_left: str) -> Report:
         if summary is not None:
