@@ -10,6 +10,7 @@ from unittest import mock
 import anyio
 import pytest
 
+from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, StoppedError
 from batchcl.monitoring import Monitor, RunNames, Targets, monitored
 from batchcl.monitoring.report import BackEnd, Report
@@ -93,7 +94,7 @@ def watched(
             group.start_soon(stop)
             try:
                 names = RunNames(root="memory", run_id="night")
-                async with monitored(TARGETS, observer, stop_signal, names) as monitor:
+                async with monitored(TARGETS, observer, stop_signal, names, session=Aws) as monitor:
                     await session(monitor)
                 end = monitor.summary
             except BatchclError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from batchcl.cores import usable_cores
-from batchcl.errors import HostError, ImageError, UsageError
+from batchcl.errors import HostError, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,6 @@ __all__ = [
     "DecodedImage",
     "PixelBudget",
     "decode_upright",
-    "require_pillow",
     "upright_size",
     "within_pixel_budget",
 ]
@@ -60,14 +59,6 @@ class DecodedImage:
     height: int
     changes: tuple[str, ...] = ()
     icc_profile: bytes | None = None
-
-
-def require_pillow(what: str) -> None:
-    """Raise `UsageError` if Pillow, which `what` (such as a flag) needs, is not installed."""
-    try:
-        import PIL  # noqa: F401 - an extra that most runs do without
-    except ImportError as error:
-        raise UsageError(f"{what} needs Pillow; install it with: pip install 'batchcl[images]'") from error
 
 
 def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from batchcl.aws.session import Aws
 from batchcl.monitoring.report import BackEnd
 from batchcl.monitoring.targets import Targets
+
+if TYPE_CHECKING:
+    from batchcl.aws.session import Aws
 
 __all__ = ["open_back_ends"]
 

@@ -6,15 +6,17 @@ import datetime as dt
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from batchcl.__about__ import __version__
-from batchcl.aws.session import Aws
 from batchcl.monitoring.back_ends import open_back_ends
 from batchcl.monitoring.metrics import Sample
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import Sender, flush
 from batchcl.monitoring.targets import Targets, redact
+
+if TYPE_CHECKING:
+    from batchcl.aws.session import Aws
 
 __all__ = ["Event", "document", "send_event"]
 
@@ -74,7 +76,13 @@ async def send_event(targets: Targets, event: Event, *, aws: Aws | None = None, 
         text=text,
         exit_code=event.exit_code,
     )
-    senders = [Sender(each) for each in open_back_ends(targets, session=lambda: aws or Aws(), with_otel=False)]
+
+    def session() -> Aws:
+        from batchcl.aws.session import Aws
+
+        return aws or Aws()
+
+    senders = [Sender(each) for each in open_back_ends(targets, session=session, with_otel=False)]
     for sender in senders:
         sender.put(report)
     failures = await flush(senders, max_s=max_s)

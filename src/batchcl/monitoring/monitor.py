@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
 
 from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
-from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, ExitCode, TooManyFailuresError, UsageError, exit_code_of
 from batchcl.events import LATENCY_BOUNDS_S, Notice, Observer, Progress, Snapshot
 from batchcl.monitoring.back_ends import open_back_ends
@@ -26,6 +25,9 @@ from batchcl.monitoring.trace import Trace, Tracer
 from batchcl.monitoring.trouble import Throttling, TroubleFilter
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+
+if TYPE_CHECKING:
+    from batchcl.aws.session import Aws
 
 __all__ = ["Monitor", "RunNames", "monitored"]
 
@@ -251,7 +253,7 @@ async def monitored(
     stop_signal: StopSignal,
     names: RunNames,
     *,
-    session: Callable[[], Aws] = Aws,
+    session: Callable[[], Aws],
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> AsyncIterator[Monitor]:
     """Monitor the run in the block, which uses the `Monitor` as its observer and sets its `summary`.

@@ -27,9 +27,9 @@ from batchcl.errors import (
     RefusedError,
     SourceError,
 )
+from batchcl.extras import require_extra
 from batchcl.image_header import read_header
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
-from batchcl.imaging.decode import require_pillow
 from batchcl.imaging.draw import annotate
 from batchcl.loaders.files import FileReader
 from batchcl.loaders.s3_objects import ObjectReader
@@ -112,7 +112,7 @@ async def fetch_pictures(
         CredentialsError: an image is in S3, and there are no credentials.
         RefusedError: no image can be read until the configuration changes.
     """
-    require_pillow("drawing pictures")
+    require_extra("images", "drawing pictures")
     async with AsyncExitStack() as stack:
         source = await _open_source(stack, rows, aws, connections=concurrency)
         processors = anyio.CapacityLimiter(min(concurrency, usable_cores()))

@@ -155,8 +155,7 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
     rows = of_status(entries, scored=False)
     has_version = _has_version(images.take(rows["position"]))
     frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
-        pl.Series("permanent", has_version.to_numpy(zero_copy_only=False), pl.Boolean())
-        & pl.col("code").is_in(PERMANENT_CODES)
+        pl.Series("permanent", has_version, pl.Boolean()) & pl.col("code").is_in(PERMANENT_CODES)
     )
     skipped = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
     fittable = {

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
+from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, RefusedError, UsageError
 from batchcl.events import ModelUse, Notice, Pace, Progress
 from batchcl.monitoring import RunNames, Targets, monitored
@@ -56,21 +57,23 @@ def summary(*, tolerated: bool = True) -> Summary:
 def run(
     targets: Targets,
     notices: Sequence[Notice] = (STARTED,),
-    end: Summary | BatchclError | None = None,
+    end: Summary | Exception | None = None,
     *,
+    stop_signal: StopSignal | None = None,
     run_loop: Callable[[Callable[[], Awaitable[None]]], None] = anyio.run,
 ) -> RecordingObserver:
     """A run with these notices and this end; returns what its own observer received."""
     observer = RecordingObserver()
 
     async def main() -> None:
-        async with monitored(targets, observer, StopSignal(), RunNames(root=ROOT, run_id="night")) as monitor:
+        names = RunNames(root=ROOT, run_id="night")
+        async with monitored(targets, observer, stop_signal or StopSignal(), names, session=Aws) as monitor:
             if isinstance(end, RefusedError | UsageError):
                 raise end
             monitor.started(progress())
             for notice in notices:
                 monitor.notice(notice)
-            if isinstance(end, BatchclError):
+            if isinstance(end, Exception):
                 raise end
             monitor.summary = end or summary()
 

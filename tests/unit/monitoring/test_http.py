@@ -12,6 +12,7 @@ from batchcl.monitoring import Targets
 from batchcl.monitoring.http import Webhook
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import SendError
+from batchcl.stop_signal import StopSignal
 from receivers import receiving
 from unit.monitoring.runs import MODEL, ROOT, STARTED, run, summary
 
@@ -66,6 +67,26 @@ def test_the_webhook_receives_trouble_and_the_end():
     assert (trouble["scored"], trouble["calls"], trouble["cost_usd"]) == (90, 110, 1.25)
     assert (end["event"], end["severity"], end["status"], end["exit_code"]) == ("end", "info", "done", 0)
     assert (end["scored"], end["calls"], end["cost_usd"], end["model_left"]) == (110, 130, 1.5, None)
+
+
+def test_a_model_that_is_left_running_is_an_error_with_the_way_to_stop_it(tmp_path):
+    stop_signal = StopSignal()
+    stop_signal.on_abandoned = lambda: "the model birds@v1 could not be stopped; `batchcl model reap` stops it"
+    path = tmp_path / "nightly.prom"
+    with receiving() as receiver:
+        targets = Targets(webhook=receiver.url, metrics_file=str(path))
+        run(targets, end=StoppedError("credentials fail"), stop_signal=stop_signal)
+    (end,) = (request.json for request in receiver.requests)
+    assert (end["severity"], end["exit_code"]) == ("error", 4)
+    assert end["model_left"] == "the model birds@v1 could not be stopped; `batchcl model reap` stops it"
+    assert 'batchcl_model_left_running{task="nightly"} 1\n' in path.read_text()
+
+
+def test_a_bug_is_a_failure_with_exit_code_1():
+    with receiving() as receiver, pytest.raises(ZeroDivisionError):
+        run(Targets(webhook=receiver.url), end=ZeroDivisionError("division of https://h/?Signature=abc"))
+    (end,) = (request.json for request in receiver.requests)
+    assert (end["status"], end["exit_code"], end["reason"]) == ("failed", 1, "ZeroDivisionError")
 
 
 def test_credentials_of_a_url_are_sent_as_such_and_never_shown():
