@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign bench docs format clean
+.PHONY: help setup demo test lint types unit crash installed foreign bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -49,6 +49,11 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
 
+installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
+	@test -x $(VENV)-installers/bin/python || $(PYTHON) -m venv $(VENV)-installers
+	@$(VENV)-installers/bin/python -m pip install --quiet --disable-pip-version-check pipx uv
+	@BATCHCL_INSTALLERS=$(VENV)-installers/bin $(BIN)/python -m pytest tests/installed
+
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
@@ -66,4 +71,4 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
