@@ -8,7 +8,7 @@ print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
 Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
-`show` and `write_report`.
+`show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
         retry_sync,
         run_sync,
         show_sync,
+        watch_run_sync,
         write_report_sync,
     )
-    from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
+    from batchcl.choices import Encryption, IfHeld, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         CredentialsFailingError,
         ExitCode,
         FatalCallError,
+        HeldError,
         HostError,
         ImageError,
         InterruptedRunError,
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from batchcl.quantities import Tolerance, Units
     from batchcl.report.show import show
     from batchcl.report.write import Report, write_report
+    from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -112,7 +115,9 @@ __all__ = [
     "ExportedFile",
     "FatalCallError",
     "Finding",
+    "HeldError",
     "HostError",
+    "IfHeld",
     "ImageError",
     "ImageInput",
     "ImageRef",
@@ -161,6 +166,7 @@ __all__ = [
     "Units",
     "UnreachableError",
     "UsageError",
+    "WatchedRun",
     "__version__",
     "carried_truth",
     "choose_thresholds",
@@ -183,6 +189,8 @@ __all__ = [
     "run_sync",
     "show",
     "show_sync",
+    "watch_run",
+    "watch_run_sync",
     "write_report",
     "write_report_sync",
     "write_thresholds",
@@ -207,9 +215,10 @@ _EXPORTS = {
         "retry_sync",
         "run_sync",
         "show_sync",
+        "watch_run_sync",
         "write_report_sync",
     ),
-    "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.choices": ("Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),
@@ -218,6 +227,7 @@ _EXPORTS = {
     "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.report.show": ("show",),
     "batchcl.report.write": ("Report", "write_report"),
+    "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

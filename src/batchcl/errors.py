@@ -13,6 +13,7 @@ BatchclError
 │   └── UnreachableError    a service does not respond
 ├── StoppedError            exit 4: stopped early, what is done is kept; or another process works on the run
 │   ├── InterruptedRunError exit 130: ^C
+│   ├── HeldError           another process works on the run, or on one that may score the same images
 │   ├── TooManyFailuresError exit 3: more images failed than tolerated
 │   ├── StalledError        no image got an outcome for 15 minutes
 │   └── ModelGoneError      the model stopped during the run
@@ -47,6 +48,7 @@ __all__ = [
     "CredentialsFailingError",
     "ExitCode",
     "FatalCallError",
+    "HeldError",
     "HostError",
     "ImageError",
     "InterruptedRunError",
@@ -171,6 +173,17 @@ class InterruptedRunError(StoppedError):
     """The user pressed ^C."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class HeldError(StoppedError):
+    """Another process works on the run, or on a run that may score the same images.
+
+    `sessions` is the folder of that run's sessions, below the output root.
+    """
+
+    def __init__(self, message: str, *, sessions: str) -> None:
+        super().__init__(message)
+        self.sessions = sessions
 
 
 class TooManyFailuresError(StoppedError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +11,24 @@ from typing import Final, Literal, Protocol
 
 from batchcl.outcomes import Counts, Outcome, Scored
 
-__all__ = ["Notice", "Observer", "Progress", "SafeObserver", "SilentObserver", "Snapshot"]
+__all__ = [
+    "LATENCY_BOUNDS_S",
+    "Latencies",
+    "ModelUse",
+    "Notice",
+    "Observer",
+    "Pace",
+    "Progress",
+    "SafeObserver",
+    "SilentObserver",
+    "Snapshot",
+]
 
 _log: Final = logging.getLogger(__name__)
 _RATE_WINDOW_S: Final = 15.0
+
+LATENCY_BOUNDS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets of `Latencies`, in seconds; a last bucket is unbounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,52 @@ class Notice:
     level: Literal["info", "warning"] = "info"
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The rate of calls at one moment.
+
+    Attributes:
+        rate_tps: calls a second that may be sent.
+        capacity_tps: calls a second that the model accepts, measured in this session or recently; None if unknown.
+    """
+
+    rate_tps: float = 0.0
+    capacity_tps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUse:
+    """The model at one moment.
+
+    Attributes:
+        status: as last described by the service, such as `STARTING`; None if it has not been described.
+        units: minimum number of inference units; None if unknown.
+        dollars: minimum cost so far; None if the run did not start the model.
+    """
+
+    status: str | None = None
+    units: int | None = None
+    dollars: float | None = None
+
+
+class Latencies:
+    """A histogram of the time from sending a call to its response, of calls that returned labels.
+
+    Attributes:
+        counts: calls by bucket of `LATENCY_BOUNDS_S` and the unbounded one; not cumulative.
+        total_s: sum of all latencies, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a call; a bucket includes its upper bound."""
+        self.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        self.total_s += seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The counters of a run at one moment.
@@ -33,13 +94,17 @@ class Snapshot:
     Attributes:
         planned: images on the work list so far, without those that another run has scored since.
         listed: whether the work list is complete.
+        unlabelled: scored images without a label; they are also counted as `scored`.
         calls: calls sent, including throttled ones.
         throttled: calls refused for capacity.
         in_flight: calls without a response.
         elapsed_s: since the first call could be sent.
         images_per_second: outcomes with a call, over the last 15 s.
         rate_tps: calls a second that the pacer allows.
+        capacity_tps: calls a second that the model was measured to accept; None if unknown.
         eta_s: seconds to the end at `images_per_second`; None while unknown.
+        model_status: as last described by the service, such as `STARTING`; None if it has not been described.
+        units: minimum number of inference units of the model; None if unknown.
         dollars: minimum cost of the model so far; None if the run did not start it.
     """
 
@@ -48,19 +113,28 @@ class Snapshot:
     scored: int
     failed: int
     skipped: int
+    unlabelled: int
     calls: int
     throttled: int
     in_flight: int
     elapsed_s: float
     images_per_second: float
     rate_tps: float
+    capacity_tps: float | None
     eta_s: float | None
+    model_status: str | None
+    units: int | None
     dollars: float | None
 
     @property
     def done(self) -> int:
         """Images with an outcome."""
         return self.scored + self.failed + self.skipped
+
+    @property
+    def is_listing(self) -> bool:
+        """Whether the work list is growing and nothing has been called for yet."""
+        return not self.listed and not self.done and not self.calls
 
     @property
     def throttled_share(self) -> float:
@@ -116,13 +190,14 @@ class Progress:
     """The live counters of a run. The parts of the run increment them; `snapshot` returns them together.
 
     Args:
-        dollars: returns the minimum cost of the model so far; None if the run did not start it.
+        model: returns the state of the model.
 
     Attributes:
-        pace: returns the calls a second that the pacer allows.
+        pace: returns the rate of calls.
+        latencies: of this session's calls.
     """
 
-    def __init__(self, *, dollars: Callable[[], float | None] = lambda: None) -> None:
+    def __init__(self, *, model: Callable[[], ModelUse] = ModelUse) -> None:
         self.planned = 0
         self.listed = False
         self.scored = 0
@@ -134,9 +209,10 @@ class Progress:
         self.calls = 0
         self.throttled = 0
         self.in_flight = 0
-        self.pace: Callable[[], float] = lambda: 0.0
+        self.pace: Callable[[], Pace] = Pace
+        self.latencies = Latencies()
         self._called = 0
-        self._dollars = dollars
+        self._model = model
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._recent: deque[tuple[float, int]] = deque()
@@ -182,7 +258,7 @@ class Progress:
     @property
     def dollars(self) -> float | None:
         """Minimum cost of the model so far; None if the run did not start it."""
-        return self._dollars()
+        return self._model().dollars
 
     @property
     def done(self) -> int:
@@ -199,20 +275,25 @@ class Progress:
         started_at = now if self._started_at is None else self._started_at
         rate = self._rate(now, started_at)
         remaining = self.planned - self.done
+        pace, model = self.pace(), self._model()
         return Snapshot(
             planned=self.planned - self.already_scored - self.already_failed,
             listed=self.listed,
             scored=self.scored,
             failed=self.failed,
             skipped=self.skipped,
+            unlabelled=self.unlabelled,
             calls=self.calls,
             throttled=self.throttled,
             in_flight=self.in_flight,
             elapsed_s=(now if self._ended_at is None else self._ended_at) - started_at,
             images_per_second=rate,
-            rate_tps=self.pace(),
+            rate_tps=pace.rate_tps,
+            capacity_tps=pace.capacity_tps,
             eta_s=remaining / rate if self.listed and rate > 0 else None,
-            dollars=self.dollars,
+            model_status=model.status,
+            units=model.units,
+            dollars=model.dollars,
         )
 
     def _rate(self, now: float, started_at: float) -> float:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 
-from batchcl.choices import ServerSideEncryption, SourceKind, Transport
+from batchcl.choices import IfHeld, ServerSideEncryption, SourceKind, Transport
 from batchcl.quantities import MAX_INT32, Units
 
 __all__ = ["JobOptions", "Option", "OptionField", "flag_of", "option_fields", "variable_of"]
@@ -88,6 +88,10 @@ class JobOptions:
         str | None,
         Option("Name of the run, such as the date; generated if omitted. Repeat it to resume.", metavar="ID"),
     ] = None
+    if_held: Annotated[
+        IfHeld,
+        Option("While another process works on the run: fail with exit code 4, or wait for its end or death."),
+    ] = IfHeld.FAIL
     profile: Annotated[str | None, Option("AWS profile.", metavar="NAME")] = None
     region: Annotated[str | None, Option("AWS region.", metavar="REGION")] = None
 

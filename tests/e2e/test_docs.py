@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,13 @@ from typer.core import TyperGroup
 
 import job_table
 from batchcl.cli.app import app
+from batchcl.cli.panel import render
 from batchcl.errors import ExitCode
+from batchcl.events import Snapshot
 from batchcl.job import Job, load_job
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
+from observers import snapshot
 from servers import aws_env, client, make_bucket
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +302,15 @@ def test_documented_permanent_failures_equal_the_code_table():
     yes = {True: "yes", False: "no"}
     rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
+
+
+def test_the_documented_panel_is_the_real_one():
+    assert blocks(ROOT / "docs" / "runs.md", "text") == [render(snapshot(), width=79).plain + "\n"]
+
+
+def test_documented_fields_of_progress_equal_the_snapshot():
+    cells = [row[0] for row in table(ROOT / "docs" / "runs.md", "Progress in logs")]
+    assert ", ".join(cells).replace("`", "").split(", ") == [field.name for field in fields(Snapshot)]
 
 
 def test_the_table_of_options_is_current():

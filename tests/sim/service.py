@@ -14,9 +14,9 @@ import anyio
 import anyio.lowlevel
 
 from batchcl.errors import BatchclError, CallError, ModelNotReadyError, ThrottledError
+from batchcl.events import Pace
 from batchcl.images import ImageRef
 from batchcl.outcomes import Detection, Failed, Label, Outcome, Scored
-from batchcl.pacing.pacer import PacerStatistics
 from batchcl.runs.worklist import Batch
 
 
@@ -51,8 +51,8 @@ class UnpacedPacer:
     def unsent(self, *, sent_at: float, give_back: bool) -> None:
         pass
 
-    def statistics(self) -> PacerStatistics:
-        return PacerStatistics(math.inf)
+    def pace(self) -> Pace:
+        return Pace(math.inf)
 
 
 class Service:

@@ -206,7 +206,7 @@ def test_without_throttles_the_sustained_rate_is_a_lower_bound() -> None:
                 else:
                     pacer.throttled(sent_at=anyio.current_time(), by_model=True)
                 if age_s < 3:
-                    rate_tps = pacer.statistics().rate_tps
+                    rate_tps = pacer.pace().rate_tps
         return rate_tps
 
     run_virtual(session, 20.0)

@@ -5,7 +5,16 @@ from typing import Literal
 
 import pytest
 
-from batchcl.events import Notice, Progress, SafeObserver, SilentObserver
+from batchcl.events import (
+    LATENCY_BOUNDS_S,
+    Latencies,
+    ModelUse,
+    Notice,
+    Pace,
+    Progress,
+    SafeObserver,
+    SilentObserver,
+)
 from batchcl.images import ImageRef
 from batchcl.outcomes import Counts, Failed, Scored
 
@@ -92,8 +101,24 @@ def test_the_share_of_throttled_calls_is_zero_without_calls() -> None:
 def test_each_snapshot_has_the_current_cost() -> None:
     assert Progress().snapshot(0.0).dollars is None
     spent = iter([1.0, 2.5])
-    progress = Progress(dollars=lambda: next(spent))
+    progress = Progress(model=lambda: ModelUse(dollars=next(spent)))
     assert [progress.snapshot(0.0).dollars, progress.snapshot(1.0).dollars] == [1.0, 2.5]
+
+
+def test_a_snapshot_has_the_pace_and_the_model() -> None:
+    progress = Progress(model=lambda: ModelUse(status="STARTING", units=2))
+    now = progress.snapshot(0.0)
+    assert (now.model_status, now.units, now.rate_tps, now.capacity_tps) == ("STARTING", 2, 0.0, None)
+    progress.pace = lambda: Pace(5.0, 4.5)
+    assert (progress.snapshot(1.0).rate_tps, progress.snapshot(1.0).capacity_tps) == (5.0, 4.5)
+
+
+def test_a_latency_counts_in_the_first_bucket_that_holds_it() -> None:
+    latencies = Latencies()
+    for seconds in (0.0, LATENCY_BOUNDS_S[0], 0.051, LATENCY_BOUNDS_S[-1], 61.0):
+        latencies.add(seconds)
+    assert latencies.counts == [2, 1, *[0] * (len(LATENCY_BOUNDS_S) - 3), 1, 1]
+    assert latencies.total_s == pytest.approx(0.0 + 0.05 + 0.051 + 60 + 61)
 
 
 def test_the_rate_keeps_only_the_window_in_memory() -> None:

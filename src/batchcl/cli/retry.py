@@ -28,6 +28,7 @@ _OPTIONS: Final = (
     "grace",
     "max_cost",
     "allow_overlap",
+    "if_held",
     "sse",
     "sse_kms_key_id",
     "start_model",

@@ -36,7 +36,7 @@ from batchcl.errors import (
     UnreachableError,
     UsageError,
 )
-from batchcl.events import Notice, Observer, SafeObserver
+from batchcl.events import ModelUse, Notice, Observer, SafeObserver
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
 from batchcl.quantities import Units
@@ -116,7 +116,8 @@ class ModelManager:
         self._entered_at = 0.0  # when the state machine entered its state
         self._describe_count = 0
         self._described_at: float | None = None
-        self._status = ""
+        self._status = ""  # for which a notice was sent
+        self._described = ""  # the last status
         self._running_units: Units | None = None
         self._last_error: BatchclError | None = None
         self._notices: list[Notice] = []
@@ -169,7 +170,7 @@ class ModelManager:
             text = f"the model's status is unknown, scoring continues: {error}"
             self._observer.notice(Notice("model-unknown", text, level="warning"))
             return
-        self._record_units(model)
+        self._record_description(model)
         may_be_started = model.status in STARTABLE | {"STOPPING"}
         if model.status in UP or (may_be_started and self._units is not None):
             return
@@ -217,6 +218,13 @@ class ModelManager:
         since = self._running_since
         billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
         return billed_s / 3600 * self._units.minimum * DOLLARS_PER_UNIT_HOUR
+
+    def use(self) -> ModelUse:
+        """The model as last described, and its cost."""
+        units = self.units
+        return ModelUse(
+            status=self._described or None, units=None if units is None else units.minimum, dollars=self.dollars()
+        )
 
     async def ensure_running(self) -> None:
         """Start the model if necessary, and return when it is RUNNING. Only inside `stopping`.
@@ -653,12 +661,13 @@ class ModelManager:
         )
         self._queue_notice("lease-not-renewed", text)
 
-    def _record_units(self, model: Model) -> None:
+    def _record_description(self, model: Model) -> None:
+        self._described = model.status
         if model.status in UP and model.min_units is not None:
             self._running_units = Units(model.min_units, model.max_units)
 
     def _record_status(self, model: Model) -> None:
-        self._record_units(model)
+        self._record_description(model)
         if model.status == self._status:
             return
         self._status = model.status

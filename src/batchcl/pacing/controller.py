@@ -73,6 +73,7 @@ class RateController:
         self._below_calls = self._below_refused = 0
         self._answered_since_cut = False
         self._found_tps: float | None = None
+        self._learned_tps = start_tps if learned else None
         self._sustained_tps = 0.0
 
     @property
@@ -87,6 +88,11 @@ class RateController:
     def measured_tps(self) -> float | None:
         """The model's capacity as measured at the last cut; None before one."""
         return self._found_tps
+
+    @property
+    def capacity_tps(self) -> float | None:
+        """The model's capacity as measured at the last cut, or else recently; None if unknown."""
+        return self._learned_tps if self._found_tps is None else self._found_tps
 
     @property
     def sustained_tps(self) -> float | None:

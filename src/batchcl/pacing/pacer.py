@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
 from aiolimiter import AsyncLimiter
 
+from batchcl.events import Pace
 from batchcl.pacing.controller import RateController
 
-__all__ = ["AdaptivePacer", "Pacer", "PacerStatistics"]
+__all__ = ["AdaptivePacer", "Pacer"]
 
 _RECHECK_S: Final = 0.1
 """Longest sleep of a waiting call: meanwhile the rate may have risen, or a turn may have been returned."""
@@ -20,13 +20,6 @@ _TICK_S: Final = 0.005
 
 _CATCH_UP_S: Final = 0.05
 """How much delay of a wake-up is made up for: timers are milliseconds late, and the average rate should be exact."""
-
-
-@dataclass(frozen=True, slots=True)
-class PacerStatistics:
-    """The current rate, in calls a second."""
-
-    rate_tps: float
 
 
 class Pacer(Protocol):
@@ -57,8 +50,8 @@ class Pacer(Protocol):
         """Report that the call of `sent_at` did not reach the service; `give_back` returns its turn."""
         ...
 
-    def statistics(self) -> PacerStatistics:
-        """The current rate."""
+    def pace(self) -> Pace:
+        """The current rate and the capacity."""
         ...
 
 
@@ -108,6 +101,6 @@ class AdaptivePacer:
         if give_back:
             self._turn_at -= 1 / self._controller.rate_tps
 
-    def statistics(self) -> PacerStatistics:
-        """The current rate."""
-        return PacerStatistics(self._controller.rate_tps)
+    def pace(self) -> Pace:
+        """The current rate and the capacity."""
+        return Pace(self._controller.rate_tps, self._controller.capacity_tps)

@@ -180,7 +180,7 @@ class Engine:
             BatchclError: the error that stopped the engine. All outcomes so far are stored, if the sink can.
         """
         self._now = loop_clock()
-        self._progress.pace = lambda: self._pacer.statistics().rate_tps
+        self._progress.pace = self._pacer.pace
         async with anyio.create_task_group() as background:
             background.start_soon(self._store_outcomes)
             if self._preprocessing is not None:
@@ -259,7 +259,7 @@ class Engine:
         await self._breaker.watch(
             outcomes=lambda: self._outcomes,
             is_due=is_due,
-            rate_tps=lambda: self._pacer.statistics().rate_tps,
+            rate_tps=lambda: self._pacer.pace().rate_tps,
         )
 
     async def _hedge_slow_calls(self) -> None:
@@ -347,6 +347,7 @@ class Engine:
         self._breaker.answered(scored=True)
         self._workers.grow()
         latency_s = self._now() - sent_at
+        self._progress.latencies.add(latency_s)
         usual_s = self._usual_latency_s or latency_s
         self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
         return Scored(

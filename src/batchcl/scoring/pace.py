@@ -63,7 +63,7 @@ async def open_pacer(
         ceiling_tps=math.inf if max_tps is None else max_tps,
     )
     pacer = AdaptivePacer(controller, max_tps=max_tps)
-    observer.notice(_start_notice(pacer.statistics().rate_tps, learned))
+    observer.notice(_start_notice(pacer.pace().rate_tps, learned))
     is_outage = False
     try:
         yield pacer

@@ -277,3 +277,10 @@ def test_the_rate_is_always_positive_and_below_the_ceiling(
             controller.throttled(now, sent_at=now - age, by_model=kind == "throttled")
         assert 0 < controller.rate_tps <= ceiling_tps
         assert math.isfinite(controller.rate_tps)
+
+
+def test_the_capacity_is_a_learned_rate_until_it_is_measured() -> None:
+    assert RateController(start_tps=9.0).capacity_tps is None
+    assert RateController(start_tps=9.0, learned=True).capacity_tps == 9.0
+    drive = Drive(RateController(start_tps=9.0, learned=True)).over(Bucket(lambda _: 20.0), 60)
+    assert drive.controller.capacity_tps == drive.controller.measured_tps is not None

@@ -179,11 +179,11 @@ def test_reported_results_change_the_rate() -> None:
         for _ in range(30):
             await pacer.acquire()
             pacer.succeeded(sent_at=anyio.current_time())
-        grown = pacer.statistics().rate_tps
+        grown = pacer.pace().rate_tps
         for _ in range(30):
             await pacer.acquire()
             pacer.throttled(sent_at=anyio.current_time(), by_model=True)
-        return grown, pacer.statistics().rate_tps
+        return grown, pacer.pace().rate_tps
 
     grown, fallen = run_virtual(main)
     assert grown > 15

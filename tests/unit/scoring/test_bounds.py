@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
-from batchcl.events import Progress
+from batchcl.events import ModelUse, Progress
 from batchcl.job import Job
 from batchcl.outcomes import Counts
 from batchcl.scoring.bounds import exceeded_bound, watch_bounds
@@ -17,7 +17,7 @@ def job(**fields: object) -> Job:
 
 
 def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) -> Progress:
-    made = Progress(dollars=lambda: dollars)
+    made = Progress(model=lambda: ModelUse(dollars=dollars))
     made.add_earlier(Counts(scored, failed))
     return made
 
