@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign containers bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign alerts airflow installed containers bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once, about a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report,otel]' --group dev
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment
@@ -54,6 +54,9 @@ foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datu
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign
 
+alerts:        ## check the Prometheus alerts and their test cases with promtool (Debian: prometheus)
+	@cd configs/prometheus && promtool check rules batchcl.rules.yml && promtool test rules batchcl.test.yml
+
 containers: $(STAMP)  ## check configs/ with cfn-lint and kubernetes-validate, run the Dockerfile's steps, and 200,000 images in 256 MB
 	@test -x $(VENV)-containers/bin/python || $(PYTHON) -m venv $(VENV)-containers
 	@$(VENV)-containers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/containers/requirements.txt
@@ -62,6 +65,12 @@ containers: $(STAMP)  ## check configs/ with cfn-lint and kubernetes-validate, r
 	@rm -rf build/image
 	@$(BIN)/python tests/containers/build.py build/image
 	@BATCHCL_CONTAINER_IMAGE=build/image BATCHCL_CONTAINER_IMAGES=200000 $(BIN)/python -m pytest --capture=no tests/containers
+
+airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environment of its own: 15 minutes
+	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
@@ -75,4 +84,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-foreign $(VENV)-containers demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache \
+	  .hypothesis

@@ -8,7 +8,7 @@ print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
 Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
-`show`, `watch_run` and `write_report`.
+`running_models`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchcl.analysis.truth import Truth, carried_truth, read_truth
     from batchcl.annotations.references import Matches
     from batchcl.arns import ModelArn
+    from batchcl.aws.regions import RegionSkip, SkippedRegion
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
         detect_sync,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         plan_sync,
         retry_sync,
         run_sync,
+        running_models_sync,
         show_sync,
         watch_run_sync,
         write_report_sync,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from batchcl.events import Notice, Observer, Progress, Snapshot
     from batchcl.images import ArchiveMember, ImageRef
     from batchcl.job import Job, load_job
+    from batchcl.lifetime.running import AgeSource, RunningModel, RunningModels, running_models
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
     from batchcl.report.show import show
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from batchcl.thresholds import Thresholds
 
 __all__ = [
+    "AgeSource",
     "AnnotationExport",
     "ArchiveMember",
     "Aws",
@@ -138,13 +142,17 @@ __all__ = [
     "Progress",
     "RefusedError",
     "RegionError",
+    "RegionSkip",
     "RejectedError",
     "Report",
     "Results",
+    "RunningModel",
+    "RunningModels",
     "ServerSideEncryption",
     "SessionRecord",
     "ShortageError",
     "SkippedImage",
+    "SkippedRegion",
     "Snapshot",
     "SourceCounts",
     "SourceError",
@@ -187,6 +195,8 @@ __all__ = [
     "retry_sync",
     "run",
     "run_sync",
+    "running_models",
+    "running_models_sync",
     "show",
     "show_sync",
     "watch_run",
@@ -206,6 +216,7 @@ _EXPORTS = {
     "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
     "batchcl.annotations.references": ("Matches",),
     "batchcl.arns": ("ModelArn",),
+    "batchcl.aws.regions": ("RegionSkip", "SkippedRegion"),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (
         "detect_sync",
@@ -214,6 +225,7 @@ _EXPORTS = {
         "plan_sync",
         "retry_sync",
         "run_sync",
+        "running_models_sync",
         "show_sync",
         "watch_run_sync",
         "write_report_sync",
@@ -223,6 +235,7 @@ _EXPORTS = {
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),
     "batchcl.job": ("Job", "load_job"),
+    "batchcl.lifetime.running": ("AgeSource", "RunningModel", "RunningModels", "running_models"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.report.show": ("show",),

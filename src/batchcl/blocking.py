@@ -17,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
+from batchcl.lifetime.running import RunningModels, running_models
 from batchcl.report.show import show
 from batchcl.report.write import Report, write_report
 from batchcl.runs.lease import HEARTBEAT_S
@@ -45,6 +46,7 @@ __all__ = [
     "plan_sync",
     "retry_sync",
     "run_sync",
+    "running_models_sync",
     "show_sync",
     "watch_run_sync",
     "write_report_sync",
@@ -121,6 +123,13 @@ def detect_sync(
             on_read=on_read,
         )
     )
+
+
+def running_models_sync(
+    *, all_regions: bool = False, project: str | None = None, aws: Aws | None = None
+) -> RunningModels:
+    """`running_models`, blocking."""
+    return _wait(partial(running_models, all_regions=all_regions, project=project, aws=aws))
 
 
 def write_report_sync(

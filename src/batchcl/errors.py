@@ -70,6 +70,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "command",
+    "exit_code_of",
 ]
 
 
@@ -83,7 +84,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The job file, a flag or a source is wrong."""
     FAILURES = 3
-    """Everything is done, but more images failed than tolerated, or a `--fail-if` holds."""
+    """Everything is done, but more images failed than tolerated, a `--fail-if` holds, or `--alarm` found a model."""
     STOPPED = 4
     """Stopped early; what is done is kept."""
     REFUSED = 5
@@ -278,6 +279,16 @@ class ModelNotReadyError(CallError):
 
 class FatalCallError(CallError):
     """No call of this run can succeed until the configuration changes."""
+
+
+def exit_code_of(summary: Summary | None, error: BaseException | None) -> ExitCode:
+    """The exit code of a run that ended with `summary` or `error`; a group with a bug among its errors is a bug."""
+    if isinstance(error, BaseExceptionGroup):
+        codes = [exit_code_of(None, part) for part in error.exceptions]
+        return ExitCode.BUG if ExitCode.BUG in codes else codes[0]
+    if error is not None:
+        return error.exit_code if isinstance(error, BatchclError) else ExitCode.BUG
+    return ExitCode.DONE if summary is not None and summary.tolerated else ExitCode.FAILURES
 
 
 def command(*words: str) -> str:

@@ -18,7 +18,10 @@ from sim.test_if_held import Process, night, play
 MODEL = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "retry", "detect", "doctor", "show", "watch_run", "write_report"])
+@pytest.mark.parametrize(
+    "name",
+    ["run", "plan", "retry", "detect", "doctor", "running_models", "show", "watch_run", "write_report"],
+)
 def test_blocking_and_asynchronous_arguments_are_equal(name: str) -> None:
     asynchronous, blocking = (inspect.signature(getattr(batchcl, each)) for each in (name, f"{name}_sync"))
     described = [

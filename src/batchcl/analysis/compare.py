@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import polars as pl
@@ -15,6 +14,7 @@ from batchcl.analysis.counts import NONE
 from batchcl.analysis.results import open_results
 from batchcl.analysis.sides import Side, choose_sides
 from batchcl.errors import UsageError
+from batchcl.extras import require_extra
 from batchcl.quantities import pluralize
 from batchcl.sources.where import Condition
 
@@ -208,7 +208,7 @@ def compare(
             was scored with the model's own thresholds, and no `thresholds` are given. Or scipy is not installed.
         CredentialsError: there are none for an S3 root.
     """
-    _require_scipy()
+    require_extra("analysis", "compare")
     if examples < 0:
         raise UsageError(f"can't show {examples} examples; the number must be 0 or more")
     opened = partial(open_results, model=model, thresholds=thresholds, aws=aws, profile=profile, region=region)
@@ -304,14 +304,6 @@ def top_labels(counts: PairCounts) -> pl.DataFrame:
     schema = {"top_a": pl.String(), "top_b": pl.String(), "images": pl.Int64(), "examples": pl.List(pl.String())}
     frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("top_a", "top_b").fill_null(NONE))
     return frame.sort("images", "top_a", "top_b", descending=[True, False, False])
-
-
-def _require_scipy() -> None:
-    for package in ("numpy", "scipy"):
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise UsageError(f"compare needs {package}; install it with: pip install 'batchcl[analysis]'") from error
 
 
 def _is_paired(wanted: Images | None, images_a: int, images_b: int, both: int) -> bool:

@@ -32,9 +32,10 @@ from batchcl.aws.errors import S3_DENIED, error_code
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import CallError, OutputError, SourceError, UnreachableError, UsageError
+from batchcl.extras import require_extra
 from batchcl.groundtruth import parse_extra
 from batchcl.images import MAX_BYTES_S3, escape_name
-from batchcl.imaging.decode import require_pillow, upright_size
+from batchcl.imaging.decode import upright_size
 from batchcl.runs.layout import check_outside_root
 from batchcl.runs.schema import RESULTS
 from batchcl.sources.from_results import COLUMNS, ROW_INDEX, condition_columns, condition_rows
@@ -167,7 +168,7 @@ async def export_annotations(
             "with --run"
         )
     if form in _SIZED and image_size is None:
-        require_pillow(f"exporting as {form} without --image-size")
+        require_extra("images", f"exporting as {form} without --image-size")
     wanted = None if uris is None else pl.Series("uri", list(dict.fromkeys(uris)), pl.String)
     rows = await anyio.to_thread.run_sync(partial(_Rows.open, results, condition, wanted, several=form in SEVERAL_ROWS))
     overview = await anyio.to_thread.run_sync(_overview, rows, form)

@@ -16,6 +16,7 @@ from batchcl.analysis.evaluate import check_one_model, no_common_image, truth_co
 from batchcl.analysis.results import Results
 from batchcl.analysis.truth import Truth
 from batchcl.errors import OutputError, UsageError
+from batchcl.extras import require_extra
 from batchcl.quantities import pluralize
 from batchcl.runs.layout import check_outside_root
 
@@ -175,10 +176,7 @@ def check_thresholds_arguments(*, precision: float | None, recall: float | None,
             raise UsageError(f"{flag} {value:g} is not above 0 and at most 1; {meant}")
     if not 1 <= bins <= _MAX_BINS:
         raise UsageError(f"a calibration can't have {bins} bins; the number must be 1 to {_MAX_BINS}")
-    try:
-        import numpy as np  # noqa: F401 - an extra that most commands do without
-    except ImportError as error:
-        raise UsageError("choosing thresholds needs numpy; install it with: pip install 'batchcl[analysis]'") from error
+    require_extra("analysis", "choosing thresholds")
 
 
 _INTERVALS: Final = tuple(f"{name}_{end}" for name in ("threshold", *_METRICS) for end in ("low", "high"))

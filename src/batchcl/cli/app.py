@@ -1,7 +1,8 @@
-"""The `batchcl` command: registers the commands, and turns errors into one sentence and an exit code."""
+"""The `batchcl` command: calls the commands, and turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -12,71 +13,27 @@ from typing import Annotated, Any, Final
 import typer
 
 from batchcl.__about__ import __version__
-from batchcl.cli import (
-    compare,
-    confidence,
-    dataset,
-    demo,
-    detect,
-    doctor,
-    emulator,
-    evaluate,
-    export,
-    failures,
-    labels,
-    model,
-    plan,
-    project,
-    query,
-    report,
-    retry,
-    run,
-    show,
-    status,
-    streams,
-    thresholds,
-)
+from batchcl.cli import streams
+from batchcl.cli.commands import LazyGroup
 from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
 
 __all__ = ["app", "main"]
+_OBJECTS_PER_COLLECTION: Final = 20_000
+"""Imports create hundreds of thousands of objects that stay; Python's default of 700 collects after each few."""
 
 app = typer.Typer(
     name="batchcl",
+    cls=LazyGroup,
     help="Score every image of a dataset with an Amazon Rekognition Custom Labels model; results are Parquet tables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 _Misused: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """The base class of the parser's errors, which is in click or in Typer depending on Typer's version."""
-
-_SCORE, _RESULTS, _MODELS, _OTHER = "Score images", "Read results", "Projects, datasets and models", "Other"
-
-app.command("run", rich_help_panel=_SCORE)(run.run)
-app.command("plan", rich_help_panel=_SCORE)(plan.plan)
-app.command("retry", rich_help_panel=_SCORE)(retry.retry)
-app.command("detect", rich_help_panel=_SCORE)(detect.detect)
-app.command("status", rich_help_panel=_SCORE)(status.status)
-app.command("runs", rich_help_panel=_SCORE)(status.runs)
-app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
-app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
-app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
-app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
-app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
-app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
-app.command("query", rich_help_panel=_RESULTS)(query.query)
-app.command("report", rich_help_panel=_RESULTS)(report.report)
-app.command("show", rich_help_panel=_RESULTS)(show.show)
-app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
-app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
-app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)
-app.add_typer(model.app, name="model", rich_help_panel=_MODELS)
-app.command("doctor", rich_help_panel=_OTHER)(doctor.doctor)
-app.command("emulator", rich_help_panel=_OTHER)(emulator.emulator)
-app.command("demo", rich_help_panel=_OTHER)(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:
@@ -100,6 +57,7 @@ def main() -> None:
     The process exits without the interpreter's own shutdown, during which threads of the object store's runtime
     sometimes aborted it (exit code 134) although everything was done.
     """
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
     arguments = sys.argv[1:]
     streams.install()
     _raise_file_limit()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.streams import write_line
+from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,12 +41,9 @@ def demo(
 
       batchcl demo digits --pictures
     """
-    try:
-        from batchcl.emulator.demo import demo_data, demo_folders, demo_model
-    except ImportError as error:
-        from batchcl.errors import UsageError
+    require_extra("emulator", "the demo")
+    from batchcl.emulator.demo import demo_data, demo_folders, demo_model
 
-        raise UsageError(f"the demo needs {error.name}; pip install 'batchcl[emulator]'") from error
     if pictures:
         data = demo_folders(directory)
         write_line(f"{directory}/labelled has one folder of pictures per digit; pictures to score are in {data.images}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchcl.cli.streams import write_line
 from batchcl.errors import ImageError, OutputError, UsageError
-from batchcl.imaging.decode import require_pillow
+from batchcl.extras import require_extra
 from batchcl.imaging.draw import annotate, drawing_format
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Drawing:
     """
 
     def __init__(self, out: Path, images: Sequence[ImageInput]) -> None:
-        require_pillow("--annotate")
+        require_extra("images", "--annotate")
         self._files = _files(out, images)
         self._numbers = {id(each): number for number, each in enumerate(images)}
         self._data: dict[int, bytes] = {}

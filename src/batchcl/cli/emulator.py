@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.emulator.settings import ACCOUNT, EmulatorSettings
-from batchcl.errors import BatchclError, UsageError
+from batchcl.errors import BatchclError
+from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
     import anyio
@@ -98,11 +98,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         seed=seed,
         exit_with_parent=exit_with_parent,
     )
-    missing = [name for name in ("sklearn", "PIL") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the emulator needs {' and '.join(missing)}, which are not installed: pip install 'batchcl[emulator]'"
-        )
+    require_extra("emulator", "the emulator")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     import anyio as runtime
 

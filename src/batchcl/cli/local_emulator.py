@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from batchcl.errors import UsageError
+from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
@@ -126,10 +126,7 @@ def _settings(model: str | None, *, state: Path | None, profile: str | None, reg
 def check_emulator(*, emulator: bool) -> None:
     """Raise `UsageError` if the packages of the extra `emulator` are needed and not installed."""
     if emulator:
-        try:
-            import_module("batchcl.emulator.demo")
-        except ImportError as error:
-            raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
+        require_extra("emulator", "--emulator")
 
 
 def _state_folder(state: Path | None) -> Path:

@@ -22,7 +22,8 @@ import anyio.to_thread
 import orjson
 
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.errors import RefusedError, UsageError
+from batchcl.errors import RefusedError
+from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
@@ -157,14 +158,10 @@ async def _running(settings: EmulatorSettings, *, demo_model: bool) -> AsyncIter
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchcl-emulator-"))
                 settings = replace(settings, state=Path(folder))
             assert settings.state is not None
-            try:
-                from batchcl.emulator import demo
+            require_extra("emulator", "the demo model")
+            from batchcl.emulator import demo
 
-                buckets = await anyio.to_thread.run_sync(demo.demo_buckets, settings.state)
-            except ImportError as error:
-                raise UsageError(
-                    f"training the demo model failed: {error.name} is not installed. pip install 'batchcl[emulator]'"
-                ) from error
+            buckets = await anyio.to_thread.run_sync(demo.demo_buckets, settings.state)
             model = await demo.demo_model(settings.state)
             if settings.buckets is None and settings.s3_endpoint_url is None:
                 settings = replace(settings, buckets=buckets)

@@ -7,20 +7,14 @@ page into dark mode and print. Charts contain numbers and dates only: names of l
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from batchcl.errors import UsageError
-
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["confidence_chart", "curve_chart", "require_report_extra", "share_chart", "throughput_chart"]
-
-_PACKAGES: Final = {"altair": "Altair", "jinja2": "Jinja2", "PIL": "Pillow", "vl_convert": "vl-convert-python"}
-"""Module → package of the extra `report`."""
+__all__ = ["confidence_chart", "curve_chart", "share_chart", "throughput_chart"]
 
 _WIDTH: Final = 250
 _HEIGHT: Final = 96
@@ -38,13 +32,6 @@ _NOISE: Final = re.compile(
     r'| (?:aria-[a-z]+|role|class|pointer-events|xmlns:xlink|version|font-family)="[^"]*"'
 )
 """What Vega writes and a browser doesn't need: a third of the bytes."""
-
-
-def require_report_extra(what: str) -> None:
-    """Raise `UsageError` if a package of the extra `report`, which `what` needs, is not installed."""
-    for module, package in _PACKAGES.items():
-        if find_spec(module) is None:
-            raise UsageError(f"{what} needs {package}; install it with: pip install 'batchcl[report]'")
 
 
 def confidence_chart(histogram: pl.DataFrame, *, cut_off: float | None = None) -> str:

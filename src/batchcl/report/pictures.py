@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Mapping
@@ -19,6 +18,7 @@ import polars as pl
 from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
+from batchcl.cores import usable_cores
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -27,9 +27,9 @@ from batchcl.errors import (
     RefusedError,
     SourceError,
 )
+from batchcl.extras import require_extra
 from batchcl.image_header import read_header
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
-from batchcl.imaging.decode import require_pillow
 from batchcl.imaging.draw import annotate
 from batchcl.loaders.files import FileReader
 from batchcl.loaders.s3_objects import ObjectReader
@@ -112,10 +112,10 @@ async def fetch_pictures(
         CredentialsError: an image is in S3, and there are no credentials.
         RefusedError: no image can be read until the configuration changes.
     """
-    require_pillow("drawing pictures")
+    require_extra("images", "drawing pictures")
     async with AsyncExitStack() as stack:
         source = await _open_source(stack, rows, aws, connections=concurrency)
-        processors = anyio.CapacityLimiter(min(concurrency, os.cpu_count() or 1))
+        processors = anyio.CapacityLimiter(min(concurrency, usable_cores()))
         render = partial(_render, max_px=max_px, draw=draw, quality=quality, has_caption=has_caption)
 
         async def fetch(number: int) -> Picture:

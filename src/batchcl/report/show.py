@@ -24,8 +24,8 @@ from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.choices import Order
 from batchcl.errors import OutputError, UsageError, command
+from batchcl.extras import require_extra
 from batchcl.images import escape_name
-from batchcl.imaging.decode import require_pillow
 from batchcl.report.choose import COLUMNS, best, by_confidence, matching, most_uncertain, newest, random, wrong
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 from batchcl.runs.layout import check_outside_root
@@ -200,7 +200,7 @@ def _check(
         raise UsageError("--truth needs --sort wrong")
     if str(folder).startswith("s3:"):
         raise UsageError(f"--out {folder} is not a local directory; write the pictures to one, then `aws s3 cp` it")
-    require_pillow("`batchcl show`")
+    require_extra("images", "`batchcl show`")
     condition = None if where is None else Condition(where)
     if condition is not None:
         condition.check(CONDITION_COLUMNS)

@@ -23,8 +23,8 @@ from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import OutputError, SourceError, UsageError
+from batchcl.extras import require_extra
 from batchcl.quantities import parse_duration
-from batchcl.report.charts import require_report_extra
 from batchcl.report.contents import Contents, contents_of
 from batchcl.report.gallery import (
     Chosen,
@@ -166,7 +166,7 @@ def check_report_file(out: str | os.PathLike[str], root: str, *, what: str) -> P
         UsageError: the extra `report` is not installed, or the path is in S3, in the output root, a
             directory, or in no directory.
     """
-    require_report_extra(what)
+    require_extra("report", what)
     if os.fspath(out).startswith("s3://"):
         raise UsageError(f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp")
     check_outside_root(os.fspath(out), root, what=what)

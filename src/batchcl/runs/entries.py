@@ -153,10 +153,9 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
         images: the images of the shard, with the columns of `IMAGES`.
     """
     rows = of_status(entries, scored=False)
-    columns = rows.select(["position", "status", "code", "round", "fit"])
     has_version = _has_version(images.take(rows["position"]))
-    frame = pl.DataFrame(columns.append_column("permanent", has_version)).with_columns(
-        pl.col("permanent") & pl.col("code").is_in(PERMANENT_CODES)
+    frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
+        pl.Series("permanent", has_version, pl.Boolean()) & pl.col("code").is_in(PERMANENT_CODES)
     )
     skipped = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
     fittable = {

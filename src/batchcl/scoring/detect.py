@@ -30,8 +30,8 @@ from batchcl.errors import (
     TransientError,
     UsageError,
 )
+from batchcl.extras import require_extra
 from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageReader, ImageRef, extension_of
-from batchcl.imaging.decode import require_pillow
 from batchcl.imaging.fit import fit as fitted
 from batchcl.loaders.files import FileReader
 from batchcl.loaders.s3_objects import ObjectReader
@@ -133,7 +133,7 @@ async def detect(
     if max_results is not None and not 0 <= max_results <= MAX_INT32:
         raise UsageError(f"--max-results {max_results} is not between 0 and {MAX_INT32}")
     if fit:
-        require_pillow("--fit")
+        require_extra("images", "--fit")
     inputs = [
         each if isinstance(each, ImageInput) else await anyio.to_thread.run_sync(image_input, each) for each in images
     ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from batchcl.choices import IfHeld
 from batchcl.errors import OutputError, StoppedError, UsageError, command
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.job import Job, job_of
+from batchcl.monitoring import RunNames, Targets, monitored
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
@@ -76,17 +77,47 @@ async def retry(
         StoppedError: the round ended early; calling `retry` again resumes it.
     """
     valid_run_id(run_id)
-    begun_at = anyio.current_time()
-    observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
     changes = dict(changes or {})
-    session = aws or Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+    observer = SafeObserver(observer or SilentObserver())
+
+    @cache
+    def session() -> Aws:
+        return aws or Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+
+    names = RunNames(root=root, run_id=run_id)
+    async with monitored(Targets.read(changes), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await _retry(
+            root,
+            run_id,
+            codes=codes,
+            changes=changes,
+            observer=monitor,
+            stop_signal=stop_signal,
+            aws=aws,
+            session=session(),
+        )
+        return monitor.summary
+
+
+async def _retry(
+    root: str,
+    run_id: str,
+    *,
+    codes: Sequence[str],
+    changes: Mapping[str, Any],
+    observer: Observer,
+    stop_signal: StopSignal,
+    aws: Aws | None,
+    session: Aws,
+) -> Summary:
+    begun_at = anyio.current_time()
     with stop_signal.interruptible():
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
         if record is None:
             raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
-        read_job = partial(job_of_round, store, record, {"out": root} | changes)
+        read_job = partial(job_of_round, store, record, {"out": root, **changes})
         job = await read_job()
         if job.if_held is IfHeld.FAIL:
             await _read_end_of_run(store, run_id)
@@ -217,7 +248,13 @@ async def execute_round(
             await worklist.open()
         targets = FailedImages(retry_round, published=rounds, totals=totals)
         images = f"{pluralize(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
-        observer.notice(Notice("started", f"round {retry_round.number} of run {record.run_id}: {images}"))
+        text = f"round {retry_round.number} of run {record.run_id}: {images}"
+        fields: dict[str, str | int | float | None] = {
+            "run_id": record.run_id,
+            "root": store.root,
+            "model": record.model,
+        }
+        observer.notice(Notice("started", text, fields))
         progress.planned, progress.listed = targets.planned, True
         incremental = incremental_filter(store, record, job)
         session = Session(

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import anyio
 import anyio.to_thread
@@ -21,14 +21,15 @@ from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import LimitsDetector, open_detector
 from batchcl.aws.names import matches_model
-from batchcl.aws.session import Aws
+from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
+from batchcl.extras import require_extra
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
-from batchcl.imaging.decode import require_pillow
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
+from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
 from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
 from batchcl.runs.incremental import IncrementalFilter
@@ -91,13 +92,25 @@ async def run(
         StoppedError: the run ended early. What is done is kept; `error.summary` contains the counts.
     """
     begun_at = anyio.current_time()
-    observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
+    observer = SafeObserver(observer or SilentObserver())
+    names = RunNames(root=job.root, run_id=job.run_id, model=job.model)
+
+    @cache
+    def session() -> Aws:
+        return aws or Aws(AwsSettings(profile=job.profile, region=job.region))
+
+    async with monitored(Targets.of(job), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await _run(job, monitor, stop_signal, session(), begun_at=begun_at)
+        return monitor.summary
+
+
+async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, begun_at: float) -> Summary:
     job = limit_to_descriptors(job, observer)
     check_report(job)
     with ExitStack() as files:
         with stop_signal.interruptible():
-            aws, resolved = await open_service(job, aws)
+            _, resolved = await open_service(job, aws)
             await aws.check_credentials()
             store = await open_store(job, aws)
         check = checks_of_attempts(job, aws, files, observer=observer)
@@ -210,7 +223,12 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
 
             record, pages = await _begin(job, state, take_over, source_stack, pause=pause)
             published_rounds = await published(store, RunPaths(record.run_id))
-        observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
+        fields: dict[str, str | int | float | None] = {
+            "run_id": record.run_id,
+            "root": store.root,
+            "model": record.model,
+        }
+        observer.notice(Notice("started", f"run {record.run_id} into {store.root}", fields))
         _report_work_list(worklist, progress, observer)
         incremental = incremental_filter(store, record, job, pause=pause, keep_index=True)
         write_list = None
@@ -282,7 +300,7 @@ async def open_context(
 ) -> AsyncIterator[RunContext]:
     """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
-        require_pillow("--fit")
+        require_extra("images", "--fit")
     aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; retrying"))
     async with AsyncExitStack() as stack:
         model_manager = await stack.enter_async_context(
@@ -480,7 +498,7 @@ def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
         model=model.text,
         fingerprint=fingerprint(scored_as),
         scored_as=scored_as,
-        settings=job.model_dump(mode="json", exclude=set(scored_as)),
+        settings=job.model_dump(mode="json", exclude={*scored_as, *OPTIONS}),
         started_at=now,
         version=__version__,
     )

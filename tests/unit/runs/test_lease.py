@@ -153,18 +153,6 @@ def test_processes_in_the_own_namespace_are_checked_directly():
         runs.communicate()
 
 
-def test_a_restarted_container_replaces_its_predecessor_at_once():
-    """Both are PID 1, and the kernel gives the number of the ended namespace to the next one."""
-
-    async def main() -> None:
-        store = FaultyStore({})
-        await write_session(store, location=_process_location(), process=f"{os.getpid()}-123")
-        await holder_of(store).acquire()
-        assert anyio.current_time() < 1
-
-    run_virtual(main)
-
-
 def test_a_follower_notices_the_death_of_a_process_in_its_namespace_at_once():
     runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     state = _process_state(runs.pid)
@@ -190,6 +178,18 @@ def test_a_follower_notices_the_death_of_a_process_in_its_namespace_at_once():
     finally:
         runs.kill()
         runs.communicate()
+
+
+def test_a_restarted_container_replaces_its_predecessor_at_once():
+    """Both are PID 1, and the kernel gives the number of the ended namespace to the next one."""
+
+    async def main() -> None:
+        store = FaultyStore({})
+        await write_session(store, location=_process_location(), process=f"{os.getpid()}-123")
+        await holder_of(store).acquire()
+        assert anyio.current_time() < 1
+
+    run_virtual(main)
 
 
 def test_processes_in_other_namespaces_are_not_checked():
