@@ -29,7 +29,8 @@ setup: $(STAMP)  ## make the virtual environment
 demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 	@$(BIN)/batchcl demo
 
-test: lint types unit  ## lint, types and all tests, as CI runs them
+test: lint       ## lint, types and all tests, as CI runs them
+	@$(MAKE) --no-print-directory --jobs=2 types unit
 
 lint: $(STAMP)   ## ruff, the layers of the packages, and the format of Markdown
 	@$(BIN)/ruff check .
@@ -41,13 +42,14 @@ types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(STAMP)   ## all tests
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds and 24 hours in virtual time: an hour
 	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
 	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
-	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_long_run.py \
+	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
+	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
 
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
