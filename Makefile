@@ -77,6 +77,7 @@ airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environm
 	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@$(BIN)/mypy --python-executable $(VENV)-airflow/bin/python --follow-imports=silent src/batchcl/airflow.py configs/airflow/*.py
 	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
