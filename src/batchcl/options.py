@@ -245,7 +245,7 @@ class JobOptions:
         ),
     ] = None
     otel: Annotated[
-        bool, Option("Send metrics and a trace by OpenTelemetry's OTLP, as the OTEL_... variables say.", MONITORING)
+        bool, Option("Send metrics and a trace by OTLP, as the environment variables of OpenTelemetry say.", MONITORING)
     ] = False
     ping: Annotated[
         str | None,

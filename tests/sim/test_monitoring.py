@@ -12,6 +12,7 @@ import pytest
 
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, StoppedError
+from batchcl.events import Progress
 from batchcl.monitoring import Monitor, RunNames, Targets, monitored
 from batchcl.monitoring.report import BackEnd, Report
 from batchcl.monitoring.sender import FLUSH_S
@@ -124,6 +125,9 @@ def test_no_fault_of_a_back_end_changes_a_run(hang, name):
     assert comparable(end) == comparable(expected)
     assert one.table() == plain.table()
     assert late_at <= ended_at + FLUSH_S + 0.1
+    threads = [thread for thread in threading.enumerate() if thread.name == "batchcl: the recorder"]
+    assert all(thread.daemon for thread in threads), "the process would wait for it at its exit"
+    assert len(threads) == 1 or name != "hangs"
     warnings = [notice.text for notice in observer.notices if notice.kind == "monitoring-failed"]
     assert len(warnings) == 1
     assert "hunter2" not in warnings[0]
@@ -164,3 +168,25 @@ def test_a_run_reports_its_start_each_minute_and_its_end():
     assert last.trace is not None
     assert [phase.name for phase in last.trace.phases] == ["prepare", "score"]
     assert "monitoring-failed" not in observer.kinds
+
+
+def test_throttling_for_ten_minutes_is_reported_during_the_run():
+    recorder, observer = Recorder(), RecordingObserver()
+
+    async def main() -> None:
+        names = RunNames(root="memory", run_id="night")
+        async with monitored(TARGETS, observer, StopSignal(), names, session=Aws) as monitor:
+            progress = Progress()
+            monitor.started(progress)
+            for _ in range(15):
+                progress.calls += 100
+                progress.throttled += 60
+                await anyio.sleep(60)
+
+    with mock.patch("batchcl.monitoring.monitor.open_back_ends", return_value=iter([recorder])):
+        run_virtual(main, grace_s=0.001)
+    (trouble,) = [report.document for report in recorder.reports if report.stage == "trouble"]
+    assert trouble is not None
+    assert (trouble["event"], trouble["severity"]) == ("throttled", "warning")
+    assert trouble["details"] == {"calls": 1000, "throttled": 600}
+    assert observer.kinds == ["throttled"]

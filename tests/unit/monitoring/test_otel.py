@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -184,3 +185,17 @@ def test_a_receiver_that_hangs_delays_the_end_by_two_seconds(receiver):
     assert [each.text for each in observer.notices if each.kind == "monitoring-failed"] == [
         "OpenTelemetry failed: not finished within 2.0 s at the end; the run is not affected"
     ]
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with receiving() as receiver, pytest.raises(UsageError) as refused:
+        run(Targets(otel=True, ping=f"{receiver.url}/check"))
+    assert str(refused.value).startswith(
+        "--otel needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http; install them with: "
+    )
+    assert "batchcl[" in str(refused.value)
+    assert "otel]" in str(refused.value)
+    assert [path.partition("?")[0] for path in receiver.paths] == ["/check/start", "/check/2"]
