@@ -190,3 +190,22 @@ def test_throttling_for_ten_minutes_is_reported_during_the_run():
     assert (trouble["event"], trouble["severity"]) == ("throttled", "warning")
     assert trouble["details"] == {"calls": 1000, "throttled": 600}
     assert observer.kinds == ["throttled"]
+
+
+def test_a_run_that_a_second_signal_cancels_ends_with_the_code_of_the_first():
+    recorder = Recorder()
+
+    async def main() -> None:
+        stop_signal = StopSignal()
+        names = RunNames(root="memory", run_id="night")
+        with anyio.CancelScope() as scope:
+            async with monitored(TARGETS, RecordingObserver(), stop_signal, names, session=Aws):
+                stop_signal.request("interrupted by ^C", by_user=True)
+                scope.cancel()
+                await anyio.sleep(1)
+        assert scope.cancelled_caught
+
+    with mock.patch("batchcl.monitoring.monitor.open_back_ends", return_value=iter([recorder])):
+        run_virtual(main, grace_s=0.05)
+    assert recorder.stages == ["start", "end"]
+    assert recorder.reports[-1].exit_code == 130
