@@ -32,7 +32,7 @@ from batchcl.job import Job, load_job
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
 from observers import snapshot
-from servers import aws_env, client, make_bucket
+from servers import already_trained, aws_env, client, make_bucket
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -204,9 +204,8 @@ def test_console_commands_succeed(page, cli, demo, docs_dir, aws):
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])
-def test_python_examples_run(name, docs_dir, clean_env):
-    fewer = "from batchcl.emulator import demo; demo._TRAINING_IMAGES, demo._TEST_IMAGES = 60, 30\n"
-    script = fewer + "\n".join(blocks(ROOT / name, "python"))
+def test_python_examples_run(name, demo, docs_dir, clean_env):
+    script = already_trained(demo) + "\n".join(blocks(ROOT / name, "python"))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
         cwd=docs_dir,
