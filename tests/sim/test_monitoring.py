@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from unittest import mock
 
 import anyio
 import pytest
 
+from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, StoppedError
 from batchcl.events import Progress
+from batchcl.lifetime.manager import ModelManager
 from batchcl.monitoring import Monitor, RunNames, Targets, monitored
 from batchcl.monitoring.report import BackEnd, Report
 from batchcl.monitoring.sender import FLUSH_S
+from batchcl.quantities import Units
 from batchcl.stop_signal import RECORDS, StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import Models, arn_of, refused
 from observers import RecordingObserver
 from sim.fake_world import EPOCH, FakeWorld, OperationKind
 from sim.service import Service, image
@@ -209,3 +214,44 @@ def test_a_run_that_a_second_signal_cancels_ends_with_the_code_of_the_first():
         run_virtual(main, grace_s=0.05)
     assert recorder.stages == ["start", "end"]
     assert recorder.reports[-1].exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "keep", "left"),
+    [(None, False, False), (None, True, False), (refused("AccessDeniedException"), False, True)],
+    ids=["stopped", "kept", "not stopped"],
+)
+def test_a_model_that_the_run_could_not_stop_is_reported_and_no_other(error, keep, left):
+    recorder = Recorder()
+    models = Models({"cats@v1": "STOPPED"})
+
+    async def main() -> None:
+        stop_signal = StopSignal()
+        model_manager = ModelManager(
+            models,
+            ModelArn.parse(arn_of("cats@v1")),
+            units=Units(1),
+            keep=keep,
+            observer=RecordingObserver(),
+            stop_signal=stop_signal,
+        )
+        names = RunNames(root="memory", run_id="night")
+        async with (
+            monitored(TARGETS, RecordingObserver(), stop_signal, names, session=Aws),
+            model_manager.stopping(),
+        ):
+            await model_manager.ensure_running()
+            if error is not None:
+                models.errors["stop"] = error
+
+    with mock.patch("batchcl.monitoring.monitor.open_back_ends", return_value=iter([recorder])), suppress(StoppedError):
+        run_virtual(main, grace_s=0.001)
+    document = recorder.reports[-1].document
+    assert document is not None
+    values = {sample.name: sample.value for sample in recorder.reports[-1].samples}
+    assert values["batchcl_model_left_running"] == int(left)
+    if left:
+        assert "the model cats@v1 could not be stopped and may be RUNNING" in document["model_left"]
+        assert document["severity"] == "error"
+    else:
+        assert document["model_left"] is None
