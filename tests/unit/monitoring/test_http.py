@@ -14,7 +14,7 @@ from batchcl.events import Notice, SilentObserver
 from batchcl.monitoring import RunNames, Targets, monitored
 from batchcl.monitoring.http import Webhook
 from batchcl.monitoring.report import Report
-from batchcl.monitoring.sender import SendError
+from batchcl.monitoring.sender import FLUSH_S, SendError
 from batchcl.stop_signal import StopSignal
 from receivers import receiving
 from unit.monitoring.runs import AT, MODEL, ROOT, STARTED, progress, run, summary
@@ -141,7 +141,8 @@ def test_the_end_of_the_event_loop_does_not_wait_for_a_name_lookup(monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30))
     try:
-        observer = run(Targets(ping="https://slow.invalid/x", webhook="https://slow.invalid/x"), run_loop=run_virtual)
+        targets = Targets(ping="https://slow.invalid/x", webhook="https://slow.invalid/x")
+        observer = run(targets, flush_s=FLUSH_S, run_loop=run_virtual)
         assert not over.is_set()
     finally:
         over.set()

@@ -180,7 +180,7 @@ def test_a_receiver_that_hangs_delays_the_end_by_two_seconds(receiver):
         await main()
         ended_at.append(anyio.current_time())
 
-    observer = run(TARGETS, run_loop=lambda main: run_virtual(timed, main))
+    observer = run(TARGETS, flush_s=FLUSH_S, run_loop=lambda main: run_virtual(timed, main))
     assert ended_at == [pytest.approx(FLUSH_S, abs=0.1)]
     assert [each.text for each in observer.notices if each.kind == "monitoring-failed"] == [
         "OpenTelemetry failed: not finished within 2.0 s at the end; the run is not affected"
