@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash installed foreign bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign alerts airflow installed containers bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once, about a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report,otel]' --group dev
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment
@@ -29,7 +29,8 @@ setup: $(STAMP)  ## make the virtual environment
 demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 	@$(BIN)/batchcl demo
 
-test: lint types unit  ## lint, types and all tests, as CI runs them
+test: lint       ## lint, types and all tests, as CI runs them
+	@$(MAKE) --no-print-directory --jobs=2 types unit
 
 lint: $(STAMP)   ## ruff, the layers of the packages, and the format of Markdown
 	@$(BIN)/ruff check .
@@ -41,13 +42,14 @@ types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(STAMP)   ## all tests
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds and 24 hours in virtual time: an hour
 	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
 	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
-	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_long_run.py \
+	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
+	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
 
 installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
 	@test -x $(VENV)-installers/bin/python || $(PYTHON) -m venv $(VENV)-installers
@@ -58,6 +60,25 @@ foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datu
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign
+
+alerts:        ## check the Prometheus alerts and their test cases with promtool (Debian: prometheus)
+	@cd configs/prometheus && promtool check rules batchcl.rules.yml && promtool test rules batchcl.test.yml
+
+containers: $(STAMP)  ## check configs/ with cfn-lint and kubernetes-validate, run the Dockerfile's steps, and 200,000 images in 256 MB
+	@test -x $(VENV)-containers/bin/python || $(PYTHON) -m venv $(VENV)-containers
+	@$(VENV)-containers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/containers/requirements.txt
+	@$(VENV)-containers/bin/cfn-lint --include-checks I -- configs/cloudformation/batchcl.yaml
+	@$(VENV)-containers/bin/kubernetes-validate --strict configs/kubernetes/cronjob.yaml
+	@rm -rf build/image
+	@$(BIN)/python tests/containers/build.py build/image
+	@BATCHCL_CONTAINER_IMAGE=build/image BATCHCL_CONTAINER_IMAGES=200000 $(BIN)/python -m pytest --capture=no tests/containers
+
+airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environment of its own: 15 minutes
+	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
+	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@$(BIN)/mypy --python-executable $(VENV)-airflow/bin/python --follow-imports=silent src/batchcl/airflow.py configs/airflow/*.py
+	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
@@ -71,4 +92,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache \
+	  .mypy_cache .pytest_cache .hypothesis

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
+from contextlib import AbstractContextManager, ExitStack, chdir
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
 from commands import run_command
+from crash.harness import started
 from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
@@ -33,7 +34,7 @@ from servers import (
     start_model,
 )
 
-settings.register_profile("busy machine", deadline=None)
+settings.register_profile("busy machine", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
 settings.load_profile("busy machine")
 pl.Config.set_engine_affinity("in-memory")
 """The default engine has native threads with rare races that are known upstream."""
@@ -41,16 +42,24 @@ pl.Config.set_engine_affinity("in-memory")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect in one worker and then in the others: in a fresh clone the first one compiles the tests for all."""
+    """Collect in one worker and then in the others: in a fresh clone the first one compiles the tests for all.
+
+    What is collected lives to the end: the garbage collector need not look at it.
+    """
     first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     with Path(__file__).open(encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if first else fcntl.LOCK_SH)
-        return (yield)
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 _LONGEST = (
     "test_workflow.py::test_the_page",
-    "test_docs.py::test_python_examples",
+    "test_docs.py::test_python_examples_run",
     "test_long_run.py::test_twelve_hours",
     "test_two_writers.py::test_a_process_that_wakes",
     "test_emulator_aws_cli.py::",
@@ -138,19 +147,8 @@ def cli_process(clean_env: dict[str, str]) -> Callable[..., CommandResult]:
 def running(clean_env: dict[str, str]) -> Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]:
     """Start `batchcl run` in the background, and kill it at the end of the block."""
 
-    @contextmanager
-    def start(*args: object, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "batchcl", "run", *map(str, args)],
-            env=clean_env | dict(env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
+    def start(*args: object, env: Mapping[str, str]) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        return started("run", *args, env=clean_env | dict(env))
 
     return start
 

@@ -117,6 +117,9 @@ def needs_of(service: str, method: str, path: str, target: str, body: bytes) -> 
         return list(_of_scheduler(method, path, body))
     if service == "sts":
         return []  # GetCallerIdentity needs no permission
+    if service in {"cloudwatch", "sns"}:
+        fields = parse_qs(body.decode())
+        return [Need(f"{service}:{fields['Action'][0]}", fields.get("TopicArn", ["*"])[0])]
     operation = target.rpartition(".")[2]
     if service == "service_quotas":
         return [Need(f"servicequotas:{operation}", "*")]

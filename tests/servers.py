@@ -66,6 +66,20 @@ class Demo:
     data: DemoData
 
 
+def already_trained(demo: Demo) -> str:
+    """Lines of Python before a script, which then finds the demo's model trained in each new state."""
+    return f"""
+import shutil
+from batchcl.emulator import demo as _demo
+_write = _demo.demo_buckets
+def _demo_buckets(state):
+    if not (state / "buckets").exists():
+        shutil.copytree({str(demo.state)!r}, state, dirs_exist_ok=True)
+    return _write(state)
+_demo.demo_buckets = _demo_buckets
+"""
+
+
 @contextmanager
 def copied(state: Path) -> Iterator[Path]:
     """Yield a copy of an emulator's state, without its buckets."""

@@ -8,7 +8,7 @@ print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
 Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
-`show` and `write_report`.
+`running_models`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchcl.analysis.truth import Truth, carried_truth, read_truth
     from batchcl.annotations.references import Matches
     from batchcl.arns import ModelArn
+    from batchcl.aws.regions import RegionSkip, SkippedRegion
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
         detect_sync,
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
         plan_sync,
         retry_sync,
         run_sync,
+        running_models_sync,
         show_sync,
+        watch_run_sync,
         write_report_sync,
     )
-    from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
+    from batchcl.choices import Encryption, IfHeld, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
         CredentialsFailingError,
         ExitCode,
         FatalCallError,
+        HeldError,
         HostError,
         ImageError,
         InterruptedRunError,
@@ -73,10 +77,12 @@ if TYPE_CHECKING:
     from batchcl.events import Notice, Observer, Progress, Snapshot
     from batchcl.images import ArchiveMember, ImageRef
     from batchcl.job import Job, load_job
+    from batchcl.lifetime.running import AgeSource, RunningModel, RunningModels, running_models
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
     from batchcl.report.show import show
     from batchcl.report.write import Report, write_report
+    from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -86,6 +92,7 @@ if TYPE_CHECKING:
     from batchcl.thresholds import Thresholds
 
 __all__ = [
+    "AgeSource",
     "AnnotationExport",
     "ArchiveMember",
     "Aws",
@@ -112,7 +119,9 @@ __all__ = [
     "ExportedFile",
     "FatalCallError",
     "Finding",
+    "HeldError",
     "HostError",
+    "IfHeld",
     "ImageError",
     "ImageInput",
     "ImageRef",
@@ -133,13 +142,17 @@ __all__ = [
     "Progress",
     "RefusedError",
     "RegionError",
+    "RegionSkip",
     "RejectedError",
     "Report",
     "Results",
+    "RunningModel",
+    "RunningModels",
     "ServerSideEncryption",
     "SessionRecord",
     "ShortageError",
     "SkippedImage",
+    "SkippedRegion",
     "Snapshot",
     "SourceCounts",
     "SourceError",
@@ -161,6 +174,7 @@ __all__ = [
     "Units",
     "UnreachableError",
     "UsageError",
+    "WatchedRun",
     "__version__",
     "carried_truth",
     "choose_thresholds",
@@ -181,8 +195,12 @@ __all__ = [
     "retry_sync",
     "run",
     "run_sync",
+    "running_models",
+    "running_models_sync",
     "show",
     "show_sync",
+    "watch_run",
+    "watch_run_sync",
     "write_report",
     "write_report_sync",
     "write_thresholds",
@@ -198,6 +216,7 @@ _EXPORTS = {
     "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
     "batchcl.annotations.references": ("Matches",),
     "batchcl.arns": ("ModelArn",),
+    "batchcl.aws.regions": ("RegionSkip", "SkippedRegion"),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (
         "detect_sync",
@@ -206,18 +225,22 @@ _EXPORTS = {
         "plan_sync",
         "retry_sync",
         "run_sync",
+        "running_models_sync",
         "show_sync",
+        "watch_run_sync",
         "write_report_sync",
     ),
-    "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.choices": ("Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),
     "batchcl.job": ("Job", "load_job"),
+    "batchcl.lifetime.running": ("AgeSource", "RunningModel", "RunningModels", "running_models"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.report.show": ("show",),
     "batchcl.report.write": ("Report", "write_report"),
+    "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

@@ -7,7 +7,7 @@ loop is running, as in a Jupyter notebook.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from os import PathLike
@@ -17,8 +17,11 @@ from anyio.from_thread import start_blocking_portal
 
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
+from batchcl.lifetime.running import RunningModels, running_models
 from batchcl.report.show import show
 from batchcl.report.write import Report, write_report
+from batchcl.runs.lease import HEARTBEAT_S
+from batchcl.runs.watch import WatchedRun, watch_run
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
 from batchcl.scoring.plan import Plan, plan
 from batchcl.scoring.retry import retry
@@ -43,7 +46,9 @@ __all__ = [
     "plan_sync",
     "retry_sync",
     "run_sync",
+    "running_models_sync",
     "show_sync",
+    "watch_run_sync",
     "write_report_sync",
 ]
 
@@ -118,6 +123,13 @@ def detect_sync(
             on_read=on_read,
         )
     )
+
+
+def running_models_sync(
+    *, all_regions: bool = False, project: str | None = None, aws: Aws | None = None
+) -> RunningModels:
+    """`running_models`, blocking."""
+    return _wait(partial(running_models, all_regions=all_regions, project=project, aws=aws))
 
 
 def write_report_sync(
@@ -225,6 +237,25 @@ def show_sync(
             aws=aws,
         )
     )
+
+
+def watch_run_sync(
+    root: str,
+    run_id: str | None = None,
+    *,
+    every_s: float = HEARTBEAT_S,
+    observer: Observer | None = None,
+    aws: Aws | None = None,
+) -> Iterator[WatchedRun]:
+    """`watch_run`, blocking."""
+
+    async def next_state(states: AsyncIterator[WatchedRun]) -> WatchedRun | None:
+        return await anext(states, None)
+
+    with start_blocking_portal() as portal:
+        states = watch_run(root, run_id, every_s=every_s, observer=observer, aws=aws)
+        while (state := portal.call(next_state, states)) is not None:
+            yield state
 
 
 def _wait(work: Callable[[], Awaitable[_Result]], stop_signal: StopSignal | None = None) -> _Result:

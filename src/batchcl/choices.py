@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from batchcl.errors import UsageError
 
-__all__ = ["Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
+__all__ = ["Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
 
 
 class Transport(StrEnum):
@@ -16,6 +16,18 @@ class Transport(StrEnum):
 
     AIOHTTP = "aiohttp"
     AIOBOTO3 = "aioboto3"
+
+
+class IfHeld(StrEnum):
+    """Values of `--if-held`: what a run does while another process works on it.
+
+    Attributes:
+        FAIL: end with exit code 4.
+        WAIT: follow the other process; take the run over if that dies or stops early, else end with its result.
+    """
+
+    FAIL = "fail"
+    WAIT = "wait"
 
 
 class SourceKind(StrEnum):

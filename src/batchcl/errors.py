@@ -13,6 +13,7 @@ BatchclError
 │   └── UnreachableError    a service does not respond
 ├── StoppedError            exit 4: stopped early, what is done is kept; or another process works on the run
 │   ├── InterruptedRunError exit 130: ^C
+│   ├── HeldError           another process works on the run, or on one that may score the same images
 │   ├── TooManyFailuresError exit 3: more images failed than tolerated
 │   ├── StalledError        no image got an outcome for 15 minutes
 │   └── ModelGoneError      the model stopped during the run
@@ -47,6 +48,7 @@ __all__ = [
     "CredentialsFailingError",
     "ExitCode",
     "FatalCallError",
+    "HeldError",
     "HostError",
     "ImageError",
     "InterruptedRunError",
@@ -68,6 +70,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "command",
+    "exit_code_of",
 ]
 
 
@@ -81,7 +84,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The job file, a flag or a source is wrong."""
     FAILURES = 3
-    """Everything is done, but more images failed than tolerated, or a `--fail-if` holds."""
+    """Everything is done, but more images failed than tolerated, a `--fail-if` holds, or `--alarm` found a model."""
     STOPPED = 4
     """Stopped early; what is done is kept."""
     REFUSED = 5
@@ -171,6 +174,17 @@ class InterruptedRunError(StoppedError):
     """The user pressed ^C."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class HeldError(StoppedError):
+    """Another process works on the run, or on a run that may score the same images.
+
+    `sessions` is the folder of that run's sessions, below the output root.
+    """
+
+    def __init__(self, message: str, *, sessions: str) -> None:
+        super().__init__(message)
+        self.sessions = sessions
 
 
 class TooManyFailuresError(StoppedError):
@@ -265,6 +279,16 @@ class ModelNotReadyError(CallError):
 
 class FatalCallError(CallError):
     """No call of this run can succeed until the configuration changes."""
+
+
+def exit_code_of(summary: Summary | None, error: BaseException | None) -> ExitCode:
+    """The exit code of a run that ended with `summary` or `error`; a group with a bug among its errors is a bug."""
+    if isinstance(error, BaseExceptionGroup):
+        codes = [exit_code_of(None, part) for part in error.exceptions]
+        return ExitCode.BUG if ExitCode.BUG in codes else codes[0]
+    if error is not None:
+        return error.exit_code if isinstance(error, BatchclError) else ExitCode.BUG
+    return ExitCode.DONE if summary is not None and summary.tolerated else ExitCode.FAILURES
 
 
 def command(*words: str) -> str:

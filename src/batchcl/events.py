@@ -132,6 +132,11 @@ class Snapshot:
         return self.scored + self.failed + self.skipped
 
     @property
+    def is_listing(self) -> bool:
+        """Whether the work list is growing and nothing has been called for yet."""
+        return not self.listed and not self.done and not self.calls
+
+    @property
     def throttled_share(self) -> float:
         """Throttled calls divided by all calls, 0 to 1."""
         return self.throttled / self.calls if self.calls else 0.0

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +31,7 @@ from batchcl.aws.names import validate_model_name
 from batchcl.choices import Encryption, ServerSideEncryption
 from batchcl.errors import SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
+from batchcl.monitoring.targets import CHECKS as MONITORING
 from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
 from batchcl.quantities import Tolerance, Units, duration_text, parse_datetime, parse_duration
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
@@ -60,6 +61,8 @@ _LIST_KEYS: Final = (
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _FIELDS: Final = option_fields()
 _BYTES: Final = TypeAdapter(ByteSize)
+_HIDDEN: Final = "..."
+"""Shown instead of the value of a secret option."""
 
 
 def grace_seconds(text: str) -> float:
@@ -208,6 +211,8 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
     "scheduled_stop_role": _text_that(validate_role_arn),
+    "metrics_file": lambda value: MONITORING["metrics_file"](_path(value)),
+    **{name: _text_that(MONITORING[name]) for name in ("ping", "webhook", "sns_topic")},
 }
 """Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""
 
@@ -292,6 +297,11 @@ class Job(BaseModel, JobOptions, frozen=True):
             return handler(values)
         except ValidationError as error:
             raise UsageError(_sentence(error, info.context or _Origins())) from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The fields for the repr, without the values of secret ones."""
+        for name, value in super().__repr_args__():
+            yield name, _HIDDEN if value is not None and name in _FIELDS and _FIELDS[name].option.is_secret else value
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -555,7 +565,8 @@ def _sentence(error: ValidationError, origins: _Origins) -> str:
             parts.append(f"{names[field]} is missing")
         else:
             message = str(cause) if cause else _MESSAGES.get(finding["type"], finding["msg"]).format_map(context)
-            value = repr(finding["input"])
+            is_secret = field in _FIELDS and _FIELDS[field].option.is_secret
+            value = _HIDDEN if is_secret else repr(finding["input"])
             message = message.removeprefix(f"{flag_of(field)} {value}: ")
             parts.append(f"{names[field]} {message if message.startswith(value) else f'{value}: {message}'}")
     return "; ".join(parts)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 
-from batchcl.choices import ServerSideEncryption, SourceKind, Transport
+from batchcl.choices import IfHeld, ServerSideEncryption, SourceKind, Transport
 from batchcl.quantities import MAX_INT32, Units
 
 __all__ = ["JobOptions", "Option", "OptionField", "flag_of", "option_fields", "variable_of"]
@@ -25,6 +25,7 @@ SCORING: Final = "Scoring"
 LIMITS: Final = "Limits of time, cost and failures"
 OUTPUT: Final = "Output"
 MODEL: Final = "Starting and stopping the model"
+MONITORING: Final = "Monitoring"
 
 MAX_INT64: Final = 2**63 - 1
 """The largest integer that a run's record can hold."""
@@ -48,6 +49,7 @@ class Option:
         minimum: the smallest number that is valid.
         above: the largest number that is too small.
         maximum: the largest number that is valid.
+        is_secret: the value is never shown: not in messages, reprs and records.
     """
 
     help: str
@@ -56,6 +58,7 @@ class Option:
     minimum: float | None = field(default=None, kw_only=True)
     above: float | None = field(default=None, kw_only=True)
     maximum: float | None = field(default=None, kw_only=True)
+    is_secret: bool = field(default=False, kw_only=True)
 
     def check(self, number: float) -> None:
         """Raise ValueError where `number` is out of bounds."""
@@ -88,6 +91,10 @@ class JobOptions:
         str | None,
         Option("Name of the run, such as the date; generated if omitted. Repeat it to resume.", metavar="ID"),
     ] = None
+    if_held: Annotated[
+        IfHeld,
+        Option("While another process works on the run: fail with exit code 4, or wait for its end or death."),
+    ] = IfHeld.FAIL
     profile: Annotated[str | None, Option("AWS profile.", metavar="NAME")] = None
     region: Annotated[str | None, Option("AWS region.", metavar="REGION")] = None
 
@@ -228,6 +235,32 @@ class JobOptions:
         str | None,
         Option("IAM role with which EventBridge Scheduler stops the model 5 minutes after the deadline.", MODEL, "ARN"),
     ] = None
+
+    metrics_file: Annotated[
+        StrPath | None,
+        Option(
+            "Write metrics every minute and at the end, for the textfile collector of Prometheus' node_exporter.",
+            MONITORING,
+            "FILE.prom",
+        ),
+    ] = None
+    otel: Annotated[
+        bool, Option("Send metrics and a trace by OTLP, as the environment variables of OpenTelemetry say.", MONITORING)
+    ] = False
+    ping: Annotated[
+        str | None,
+        Option(
+            "Ping this URL at the start, /start, and at the end, with the exit code, as Healthchecks expects.",
+            MONITORING,
+            "URL",
+            is_secret=True,
+        ),
+    ] = None
+    webhook: Annotated[
+        str | None,
+        Option("POST a JSON document to this URL at the end and on trouble.", MONITORING, "URL", is_secret=True),
+    ] = None
+    sns_topic: Annotated[str | None, Option("Publish the same document to this SNS topic.", MONITORING, "ARN")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

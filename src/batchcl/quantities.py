@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -14,11 +15,13 @@ __all__ = [
     "MAX_UNITS",
     "Tolerance",
     "Units",
+    "clock_text",
     "confidence_hint",
     "duration_text",
     "parse_datetime",
     "parse_duration",
     "pluralize",
+    "rate_text",
 ]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -70,6 +73,28 @@ def duration_text(duration: dt.timedelta) -> str:
     if left or not parts:
         parts.append(f"{left.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
     return "".join(parts)
+
+
+def clock_text(seconds: float) -> str:
+    """A period as a clock shows it: `0:04:09`, from a day on `2 d 03:04`; `?` if it is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days:,} d {hour:02}:{minute:02}" if days else f"{hour}:{minute:02}:{second:02}"
+
+
+def rate_text(per_second: float) -> str:
+    """A rate with at least two digits: `1,204/s`, `27.4/s`, `0.25/s`, `1.5/min`, `2.0/h`; `?/s` if it is not finite."""
+    if not math.isfinite(per_second):
+        return "?/s"
+    if per_second <= 0 or per_second >= 100:  # noqa: PLR2004 - three digits
+        return f"{max(0.0, per_second):,.0f}/s"
+    for unit, seconds, least in (("s", 1, 0.1), ("min", 60, 1), ("h", 3600, 0)):
+        if (number := per_second * seconds) >= least:
+            return f"{number:.{1 if number >= 1 else 2}f}/{unit}"
+    raise AssertionError
 
 
 def parse_datetime(text: str, *, now: dt.datetime) -> dt.datetime:

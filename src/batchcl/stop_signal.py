@@ -28,6 +28,9 @@ RECORDS: Final = 0.98
 """Shares of the time limit; of the default 25 s: 10, 16, 22.5 and 24.5 s."""
 
 
+_MAX_RESERVE: Final = 0.1
+
+
 class StopSignal:
     """Requests the end of a run. Pass it to `run` or `retry`, and call its methods from any thread.
 
@@ -35,6 +38,7 @@ class StopSignal:
     it. `hurry` limits stopping the model to a few seconds; its caller also cancels the run.
 
     Attributes:
+        reserve_s: seconds that what follows the run needs of the time limit, of which it gets at most a tenth.
         on_abandoned: returns the message for a process that exits before the run ends: how the model is stopped.
     """
 
@@ -44,6 +48,7 @@ class StopSignal:
         self._hurried = False
         self._requested_at: float | None = None
         self._limit_s = math.inf
+        self.reserve_s = 0.0
         self.on_abandoned: Callable[[], str] = str
         self._on_request: list[_Callback] = []
         self._on_hurry: list[_Callback] = []
@@ -78,13 +83,18 @@ class StopSignal:
         """The error that the run raises; None before a request."""
         return self._error
 
+    @property
+    def reserved_s(self) -> float:
+        """Seconds of the time limit that `ends_at` leaves to what follows the run."""
+        return min(self.reserve_s, _MAX_RESERVE * self._limit_s)
+
     def ends_at(self, share: float) -> float:
         """When `share` of the time limit has passed, on the event loop's clock; infinity without a limit."""
         if self._error is None or self._limit_s == math.inf:
             return math.inf
         if self._requested_at is None:  # the request came from a thread without an event loop
             self._requested_at = anyio.current_time()
-        return self._requested_at + share * self._limit_s
+        return self._requested_at + share * (self._limit_s - self.reserved_s)
 
     @contextmanager
     def bounded(self, share: float, *, shield: bool = False, max_s: float = math.inf) -> Iterator[anyio.CancelScope]:

@@ -7,12 +7,14 @@ README.md and docs/analysis.md are run too. Every `batchcl …` in code must be 
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +25,19 @@ from typer.core import TyperGroup
 
 import job_table
 from batchcl.cli.app import app
+from batchcl.cli.panel import render
 from batchcl.errors import ExitCode
+from batchcl.events import Snapshot
 from batchcl.job import Job, load_job
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
-from servers import aws_env, client, make_bucket
+from observers import snapshot
+from servers import already_trained, aws_env, client, make_bucket
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 SCHEDULES = [ROOT / "configs" / "crontab", *sorted((ROOT / "configs" / "systemd").iterdir())]
+DAGS = sorted((ROOT / "configs" / "airflow").glob("*.py"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
@@ -78,8 +84,20 @@ def runnable(page: Path) -> list[str]:
 
 
 def mentioned(page: Path) -> Iterator[Mentioned]:
-    """Every `batchcl COMMAND …` in code; in a job file, in its comments."""
+    """Every `batchcl COMMAND …` in code; in a job file, in its comments; in a DAG, the `arguments` of its tasks."""
     text = page.read_text()
+    if page in DAGS:
+        found = [
+            each.value
+            for each in ast.walk(ast.parse(text))
+            if isinstance(each, ast.keyword) and each.arg == "arguments"
+        ]
+        for words in found:
+            assert isinstance(words, ast.List)
+            yield Mentioned(
+                page.name, [str(each.value) if isinstance(each, ast.Constant) else "X" for each in words.elts]
+            )
+        return
     if page.suffix == ".md":
         fenced = [line for match in _FENCE.finditer(text) for line in match["code"].splitlines()]
         code = [line for line in fenced if not line.startswith("batchcl: ")]
@@ -170,7 +188,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
         make_bucket(s3, bucket)
     for picture in sorted(demo.data.images.iterdir())[:6]:
         s3.put_object(Bucket=BUCKETS[0], Key=f"2026/{picture.name}", Body=picture.read_bytes())
-    other_services = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS")}
+    other_services = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS", "CLOUDWATCH")}
     return aws_env(service, seaweed) | other_services | SMALL_RUNS
 
 
@@ -186,9 +204,8 @@ def test_console_commands_succeed(page, cli, demo, docs_dir, aws):
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])
-def test_python_examples_run(name, docs_dir, clean_env):
-    fewer = "from batchcl.emulator import demo; demo._TRAINING_IMAGES, demo._TEST_IMAGES = 60, 30\n"
-    script = fewer + "\n".join(blocks(ROOT / name, "python"))
+def test_python_examples_run(name, demo, docs_dir, clean_env):
+    script = already_trained(demo) + "\n".join(blocks(ROOT / name, "python"))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
         cwd=docs_dir,
@@ -231,7 +248,7 @@ def test_job_files_load(config, monkeypatch):
     assert load_job(config).sources
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CONFIGS, *SCHEDULES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS, *SCHEDULES, *DAGS], ids=lambda page: page.name)
 def test_commands_and_flags_exist(page):
     known = commands()
     for where, words in mentioned(page):
@@ -265,6 +282,11 @@ def test_schedules_call_the_documented_command():
     assert called == {"run --config", "model reap"}
 
 
+def test_dags_call_commands():
+    called = [" ".join(words[:2]) for page in DAGS for _, words in mentioned(page)]
+    assert called == ["compare X", "report X", "model reap"]
+
+
 def test_every_command_is_mentioned():
     named = {" ".join(words[:n]) for page in PAGES for _, words in mentioned(page) for n in (1, 2, 3)}
     assert set(commands()) == named & set(commands())
@@ -273,6 +295,8 @@ def test_every_command_is_mentioned():
 def test_every_exit_code_is_documented():
     codes = [int(row[0]) for row in table(ROOT / "docs" / "nightly.md", "Exit codes")]
     assert codes == sorted(ExitCode)
+    states = [int(row[0].partition(",")[0]) for row in table(ROOT / "docs" / "airflow.md", "Exit codes")]
+    assert states == sorted(ExitCode)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +322,15 @@ def test_documented_permanent_failures_equal_the_code_table():
     yes = {True: "yes", False: "no"}
     rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
+
+
+def test_the_documented_panel_is_the_real_one():
+    assert blocks(ROOT / "docs" / "runs.md", "text") == [render(snapshot(), width=79).plain + "\n"]
+
+
+def test_documented_fields_of_progress_equal_the_snapshot():
+    cells = [row[0] for row in table(ROOT / "docs" / "runs.md", "Progress in logs")]
+    assert ", ".join(cells).replace("`", "").split(", ") == [field.name for field in fields(Snapshot)]
 
 
 def test_the_table_of_options_is_current():

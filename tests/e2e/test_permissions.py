@@ -43,7 +43,10 @@ UNTESTED = {
 PERMISSION_NAMES = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject": "GetObject"}
 """S3 operations whose permission has another name."""
 
-PREFIXES = {"rekognition": "rekognition", "s3": "s3", "scheduler": "scheduler", "service-quotas": "servicequotas"}
+PREFIXES = {
+    **{name: name for name in ("rekognition", "s3", "scheduler", "cloudwatch", "sns")},
+    "service-quotas": "servicequotas",
+}
 TABLES = "s3://acme-tables/labels/permissions"
 STOP_ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
 SWITCH = ("--deadline", "1h", "--scheduled-stop-role", STOP_ROLE)
@@ -92,6 +95,8 @@ def trained(seaweed, moto, tmp_path_factory) -> Iterator[TrainedModel]:
                 service_quotas=server.endpoint,
                 s3=seaweed,
                 scheduler=moto,
+                cloudwatch=moto,
+                sns=moto,
             ) as proxy,
         ):
             for name, value in proxy.env().items():
@@ -234,7 +239,7 @@ def test_a_running_model_needs_no_start_permission(trained, proxy):
     assert run.json["scored"] == 10
 
 
-def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy):
+def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy, moto):
     key = lease_key("killed run")
     expired_at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     lease = LeaseTag(key=key, role=Role.SCHEDULED, until=expired_at, holder="killed run")
@@ -246,6 +251,12 @@ def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy):
     assert reaped.code == 0, reaped.err
     assert [each["done"] for each in reaped.json] == ["stopped"]
     assert rekognition.list_tags_for_resource(ResourceArn=trained.arn)["Tags"] == {}
+    start_model(trained.emulator, trained.arn, 1)
+    topic = client("sns", moto).create_topic(Name="batchcl-alarms")["TopicArn"]
+    alarm = run_command("model reap --alarm --json --sns-topic", topic)
+    rekognition.stop_project_version(ProjectVersionArn=trained.arn)
+    assert alarm.code == 3, alarm.err
+    assert "failed" not in alarm.err
     assert proxy.denied == []
     assert unused(proxy.policy, proxy.needed) == []
 

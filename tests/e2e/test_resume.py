@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +107,53 @@ def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped
     assert cli("status", out.root, "--json", env=env).json == (done := status()), "the newest run if none is named"
     assert (done["state"], done["resumable"], done["held_by"], done["left"]) == ("done", False, None, 0)
     assert done["scored"] == done["published"] == IMAGES
+
+
+def test_a_waiting_process_takes_over_a_killed_one(job, env, out, clean_env):
+    with (
+        started(*job, "--max-tps", 4, env=clean_env | env) as first,
+        started(*job, "--if-held", "wait", env=clean_env | env) as second,
+    ):
+        assert second.stderr is not None
+        assert any(b"is working on the run; following it" in line for line in iter(second.stderr.readline, b""))
+        wait_for_rows(out, 5)
+        first.kill()
+        text, rest = second.communicate(timeout=120)
+    assert second.returncode == 0, rest
+    assert f"process {first.pid} on ".encode() in rest
+    assert b"is dead; taking over its run" in rest
+    summary = json.loads(text)
+    assert [each["number"] for each in summary["sessions"]] == [0, 1]
+    assert summary["scored"] == IMAGES
+    assert len(set(out.uris())) == len(out.uris()) == IMAGES
+
+
+def test_status_watch_shows_a_run_and_exits_by_its_result(cli, job, env, out, clean_env):
+    watch = ("status", out.root, "--watch", "--interval", "1")
+    with started(*job, "--max-tps", 10, env=clean_env | env) as process:
+        wait_for_rows(out, 5)
+        with started(*watch, "--json", env=clean_env | env) as watching:
+            assert watching.stdout is not None
+            first = json.loads(watching.stdout.readline())
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            last = [json.loads(line) for line in watching.stdout][-1]
+            assert watching.wait(30) == 4
+    assert (first["run_id"], first["state"], first["problem"]) == ("r", "running", None)
+    assert first["held_by"].startswith(f"{process.pid} on ")
+    assert first["model_status"] == "RUNNING"
+    assert last["state"] == "stopped"
+    assert "SIGTERM" in last["reason"]
+    assert cli(*job, env=env).code == 0
+    done = cli(*watch, env=env)
+    assert done.code == 0, done.err
+    assert "has ended" in done.err
+    assert re.search(r"^state +done$", done.out, re.MULTILINE)
+    summary = Path(out.root) / "runs" / "r" / "summary.json"
+    summary.write_text(summary.read_text().replace('"tolerated": true', '"tolerated": false'))
+    assert cli(*watch, "--json", env=env).code == 3
+    unknown = cli("status", f"{out.root}/runs", "x", "--watch", env=env)
+    assert (unknown.code, unknown.out) == (5, "")
 
 
 def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, out, demo):

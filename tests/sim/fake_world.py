@@ -12,7 +12,7 @@ import datetime as dt
 import io
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
@@ -27,6 +27,7 @@ from obstore.store import MemoryStore
 
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector
+from batchcl.choices import IfHeld
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
 from batchcl.events import Observer, SilentObserver
 from batchcl.images import ImageRef, Position, check_limits
@@ -39,8 +40,8 @@ from batchcl.runs.lease import RunLease, read_lease
 from batchcl.runs.ledger import SEGMENT_ENTRIES
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
-from batchcl.scoring.retry import execute_round, job_of_round
-from batchcl.scoring.run import execute, find_resume_state
+from batchcl.scoring.retry import completes_followed_round, execute_round, job_of_round, waiter_for_retry
+from batchcl.scoring.run import execute, find_resume_state, summary_of_done_run, waiter_for_run
 from batchcl.scoring.session import RunContext
 from batchcl.scoring.source_checks import CheckedSources, ReadCheck, skip_read_check
 from batchcl.sources.base import SourceCheck
@@ -353,6 +354,9 @@ class FakeWorld:
     stop_signal: StopSignal | None = None
     segment_entries: int = SEGMENT_ENTRIES
     check_readable: ReadCheck = skip_read_check
+    if_held: IfHeld = IfHeld.FAIL
+    deadline: str | None = None
+    max_cost: float | None = None
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
         """Open the output root for a session."""
@@ -397,19 +401,26 @@ class FakeWorld:
 
     async def _run(self, faults: FaultInjector) -> Summary:
         job, begun_at = self._job(), anyio.current_time()
-        model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(faults)
+        model, store = ModelArn.parse(MODEL), self.store(faults)
+        stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
 
         async def check(_: dt.datetime) -> CheckedSources:
             selection = Selection(self._sources(faults), Filters())
             return CheckedSources(selection, 0, {}, check_readable=self.check_readable)
 
-        state = await find_resume_state(job, model, store, check=check, observer=observer)
-        if state.summary is not None:
-            return state.summary
-        async with self.detector() as service:
-            context = self._with_preparer(self._context(faults, service, begun_at), job)
-            return await execute(job, state, context)
+        async def attempt() -> Summary:
+            state = await find_resume_state(job, model, store, check=check, observer=self.observer)
+            if state.summary is not None:
+                return await summary_of_done_run(
+                    job, state.summary, nullcontext(), self.observer, followed=waiter.followed
+                )
+            async with self.detector() as service:
+                context = self._with_preparer(self._context(faults, service, begun_at), job)
+                return await execute(job, state, context, dead=waiter.dead)
+
+        waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, begun_at=begun_at)
+        return await waiter.run(attempt)
 
     def _sources(self, faults: FaultInjector) -> list[FaultySource]:
         """Two sources that overlap in a third of the images."""
@@ -419,13 +430,29 @@ class FakeWorld:
 
     async def _retry(self, faults: FaultInjector, codes: Sequence[str], fit: bool) -> Summary:
         store = self.store(faults)
-        record, earlier = await read_record(store, self.run_id), await read_summary(store, self.run_id)
+        record, begun_at = await read_record(store, self.run_id), anyio.current_time()
         assert record is not None
-        assert earlier is not None
-        job = await job_of_round(store, record, {"out": "memory"} | ({"fit": True} if fit else {}))
-        async with self.detector() as service:
-            context = self._with_preparer(self._context(faults, service, anyio.current_time()), job)
-            return await execute_round(job, store, record, earlier, context, codes=codes)
+        changes = {"out": "memory", "if_held": self.if_held} | ({"fit": True} if fit else {})
+        job = await job_of_round(store, record, changes)
+
+        async def attempt() -> Summary:
+            earlier = await read_summary(store, self.run_id)
+            assert earlier is not None
+            if await completes_followed_round(store, earlier, job, codes=codes, followed=waiter.followed):
+                return earlier
+            async with self.detector() as service:
+                context = self._with_preparer(self._context(faults, service, begun_at), job)
+                return await execute_round(job, store, record, earlier, context, codes=codes, dead=waiter.dead)
+
+        waiter = waiter_for_retry(
+            job,
+            store,
+            self.run_id,
+            observer=self.observer,
+            stop_signal=self.stop_signal or StopSignal(),
+            begun_at=begun_at,
+        )
+        return await waiter.run(attempt)
 
     def _with_preparer(self, context: RunContext, job: Job) -> RunContext:
         return replace(context, preparer=self.preparer) if job.fit else context
@@ -453,6 +480,9 @@ class FakeWorld:
             retry_failed=self.retry_failed,
             fit=self.fit,
             max_failures=None if self.max_failures is None else str(self.max_failures),
+            if_held=self.if_held,
+            deadline=self.deadline,
+            max_cost=self.max_cost,
         )
 
     def rows(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Several processes on one output root at once, each suspended, killed or failing at any operation.
 
-A run, its resumption, its retry, an incremental run with another id, an export and a reader share the root. At any
-time, a glob over `results/` shows no image twice, and no file there is changed or removed; at the end each image is
-there once.
+A run, its resumption, its retry, an incremental run with another id, processes that wait for these, an export and a
+reader share the root. At any time, a glob over `results/` shows no image twice, and no file there is changed or
+removed; at the end each image is there once.
 
 For a longer search: `BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py`
 """
@@ -20,6 +20,7 @@ import anyio
 import pytest
 
 from batchcl.analysis.export import copy_tables
+from batchcl.choices import IfHeld
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -146,7 +147,8 @@ class World:
     async def act(self, name: str, run_id: str, after_s: float) -> None:
         await anyio.sleep(after_s)
         night, faults = self.night(run_id), self.faults()
-        if name == "retry":
+        night.if_held = IfHeld.WAIT if name.startswith("waiting") else IfHeld.FAIL
+        if name.endswith("retry"):
             summary = await read_summary(night.store(), run_id)
             if summary is None or summary.status != "done":
                 return
@@ -186,6 +188,9 @@ async def play(world: World) -> None:
                 ("run", "night-3", 300),
                 ("retry", "night-1", 500),
                 ("retry", "night-2", 500),
+                ("waiting run", "night-1", 60),
+                ("waiting run", "night-2", 300),
+                ("waiting retry", "night-1", 500),
             ):
                 actors.start_soon(world.act, name, run_id, rng.uniform(0, latest_s))
             actors.start_soon(world.export, rng.uniform(20, 500))

@@ -1,7 +1,12 @@
-"""A fault at every operation of a run: the next sessions complete it, with one row per image."""
+"""A fault at every operation of a run: the next sessions complete it, with one row per image.
+
+At the output root each kind of fault is injected at every third operation, and at all of them with
+`BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_faults.py`.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +39,9 @@ SHARD_SIZE = 5
 ERRORS = [FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER]
 ENDS = [*ERRORS, FaultKind.CANCEL_AFTER]
 """Crashes at the store are tested separately: they leave the files unchanged."""
+
+EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 3
+"""Each kind of fault begins at another operation, so that together they hit each one."""
 
 FEWER = 20
 """Images of the runs that are retried; a round writes as much per shard as a run."""
@@ -90,12 +98,12 @@ async def assert_resumes(troubled: FakeWorld) -> None:
     assert not journalled & (troubled.service.calls - called).keys()
 
 
-def inject_everywhere(scene: Callable[[int], bool]) -> int:
-    """Run `scene(n)` for n from 0 until no fault was injected; returns the number of scenes."""
-    n = 0
+def inject_everywhere(scene: Callable[[int], bool], *, begin: int = 0, step: int = 1) -> int:
+    """Run `scene(n)` for each `step`th n from `begin` until no fault was injected; returns that n."""
+    n = begin
     try:
         while scene(n):
-            n += 1
+            n += step
     except BaseException as error:
         error.add_note(f"fault at operation {n}")
         raise
@@ -109,7 +117,7 @@ def inject_at_each(
     *,
     start: Callable[[], FakeWorld] = world,
 ) -> int:
-    """Inject the fault at each operation and resume the run; returns the number of operations."""
+    """Inject the fault at each operation and resume the run; returns the number of operations, which is rounded up."""
 
     def scene(n: int) -> bool:
         async def main() -> bool:
@@ -122,7 +130,12 @@ def inject_at_each(
 
         return run_simulation(main)
 
-    return inject_everywhere(scene)
+    return inject_everywhere(scene, **steps(kind) if operation is OperationKind.STORE else {})
+
+
+def steps(kind: FaultKind) -> dict[str, int]:
+    """At which operations on the output root a fault of this kind is injected."""
+    return {"begin": list(FaultKind).index(kind) % EVERY, "step": EVERY}
 
 
 def assert_end_is_true(end: Summary | BatchclError | None, troubled: FakeWorld, faults: FaultInjector) -> None:
@@ -265,7 +278,7 @@ def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
 
         return run_simulation(main)
 
-    assert inject_everywhere(scene) > (FEWER / 2 if kind.after else FEWER)
+    assert inject_everywhere(scene, **steps(kind)) > (FEWER / 2 if kind.after else FEWER)
 
 
 @pytest.mark.parametrize("resolved", ROUNDS)

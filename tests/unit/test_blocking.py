@@ -12,11 +12,16 @@ import anyio.lowlevel
 import pytest
 
 import batchcl
+from sim.fake_world import RUN
+from sim.test_if_held import Process, night, play
 
 MODEL = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "retry", "detect", "doctor", "show", "write_report"])
+@pytest.mark.parametrize(
+    "name",
+    ["run", "plan", "retry", "detect", "doctor", "running_models", "show", "watch_run", "write_report"],
+)
 def test_blocking_and_asynchronous_arguments_are_equal(name: str) -> None:
     asynchronous, blocking = (inspect.signature(getattr(batchcl, each)) for each in (name, f"{name}_sync"))
     described = [
@@ -24,7 +29,7 @@ def test_blocking_and_asynchronous_arguments_are_equal(name: str) -> None:
         for sides in (asynchronous.parameters.values(), blocking.parameters.values())
     ]
     assert described[0] == described[1]
-    assert asynchronous.return_annotation == blocking.return_annotation
+    assert asynchronous.return_annotation.removeprefix("Async") == blocking.return_annotation
 
 
 def planned(root: Path) -> batchcl.Plan:
@@ -116,3 +121,17 @@ def test_an_interrupt_drains_and_a_second_one_cancels(interrupts: int, printed: 
     script = [sys.executable, "-c", INTERRUPTED, str(interrupts)]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout.split("\n")[:-1], done.stderr) == (printed, "")
+
+
+def test_watch_run_sync_yields_the_states_of_a_run(tmp_path: Path) -> None:
+    world = night()
+    process = Process(world)
+    play(process)
+    for path, data in world.files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    (seen,) = batchcl.watch_run_sync(str(tmp_path))
+    assert (seen.run_id, seen.state) == (RUN, "done")
+    assert seen.summary == process.end
+    with pytest.raises(batchcl.OutputError, match="it does not exist"):
+        next(batchcl.watch_run_sync(str(tmp_path / "nope")))

@@ -21,6 +21,7 @@ __all__ = [
     "find_project",
     "find_trained_model",
     "matches_model",
+    "project_name",
     "region_in",
     "validate_model_name",
 ]
@@ -45,6 +46,20 @@ async def find_project(client: Any, text: str) -> ProjectArn:
     if text.startswith("arn:"):
         return ProjectArn.parse(text)
     return ProjectArn.parse((await describe_project_by_name(client, _checked(text, text)))["ProjectArn"])
+
+
+async def project_name(client: Any, text: str | None, *, must_exist: bool) -> str | None:
+    """The name of the project with this ARN or name, to list models by; None for None.
+
+    Raises:
+        UsageError: `text` is neither.
+        RefusedError: `must_exist`, and there is no project with this name, or more than one.
+    """
+    if text is None:
+        return None
+    if must_exist or text.startswith("arn:"):
+        return (await find_project(client, text)).project
+    return _checked(text, text)
 
 
 def validate_model_name(text: str) -> str:

@@ -41,7 +41,11 @@ from batchcl.errors import CredentialsError, RefusedError
 __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
-_BRIEF_TIMEOUT_S: Final = 5
+_BRIEF: Final = {
+    "retries": {"total_max_attempts": 2, "mode": "standard"},
+    "connect_timeout": 5,
+    "read_timeout": 10,
+}
 _BLOCKING_CONNECTIONS: Final = 16
 _LOWEST_ERROR: Final = 300
 _RENEW_MAX_S: Final = 5.0
@@ -239,6 +243,7 @@ class Aws:
         retries: bool = True,
         once: Collection[str] = ("StartProjectVersion",),
         connections: int = 10,
+        renews: bool = True,
     ) -> AsyncIterator[Any]:
         """Open a Rekognition client.
 
@@ -247,10 +252,13 @@ class Aws:
             retries: the SDK's standard retries; off for the scoring path, which has its own.
             once: operations that are not retried.
             connections: maximum.
+            renews: reload keys that the service refuses; off for regions that may be disabled, which refuse all keys.
         """
         config = self._config(retries=retries, max_pool_connections=connections)
         overrides = self._rekognition_overrides()
-        async with self._client("rekognition", region, config, waits=retries, overrides=overrides) as client:
+        async with self._client(
+            "rekognition", region, config, waits=retries, renews=renews, overrides=overrides
+        ) as client:
             for operation in once:
                 client.meta.events.register_first(f"needs-retry.rekognition.{operation}", _end_attempts)
             yield client
@@ -271,19 +279,26 @@ class Aws:
             yield client
 
     @asynccontextmanager
-    async def auxiliary_client(self, service: str, *, region: str | None = None) -> AsyncIterator[Any]:
-        """Open a client of an optional service, such as `sts`, with short timeouts.
+    async def auxiliary_client(
+        self, service: str, *, region: str | None = None, renews: bool = True
+    ) -> AsyncIterator[Any]:
+        """Open a client of an optional service, such as `sts`, with short timeouts; for `renews` see `rekognition`.
 
         If Rekognition is the emulator, the client uses it too, because it implements these services.
         """
         overrides = self._rekognition_overrides()
-        async with self._client(service, region, self._brief_config(), overrides=overrides) as client:
+        async with self._client(service, region, self._brief_config(), renews=renews, overrides=overrides) as client:
             yield client
 
     def blocking_s3(self, *, region: str | None = None) -> Any:
         """A boto3 client, for threads that read files sequentially. Blocks."""
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         return self._blocking("s3", region, config=Config(**options), verify=self._verify)
+
+    def blocking_sns(self, *, region: str) -> Any:
+        """A boto3 client with short timeouts, for a thread of its own. Blocks."""
+        options = self._options(retries=True) | _BRIEF
+        return self._blocking("sns", region, config=Config(**options), verify=self._verify)
 
     def _blocking(self, service: str, region: str | None, **more: Any) -> Any:
         session = boto3.Session(**self._arguments, botocore_session=_BlockingSession(self.credentials))
@@ -301,9 +316,19 @@ class Aws:
         config: AioConfig,
         *,
         waits: bool = True,
+        renews: bool = True,
         overrides: Mapping[str, str | None] | None = None,
     ) -> AsyncIterator[Any]:
-        """Open a client. `waits`: while credentials fail temporarily. `overrides`: endpoint and explicit keys."""
+        """Open a client.
+
+        Args:
+            service: its name.
+            region: default: the session's.
+            config: retries, timeouts and connections.
+            waits: while credentials fail temporarily.
+            renews: reload keys that the service refuses.
+            overrides: endpoint and explicit keys.
+        """
         more = dict(overrides or {})
         opened = self._session.client(
             service, region_name=region or self.region, config=config, verify=self._verify, **more
@@ -312,7 +337,7 @@ class Aws:
             with self._settings_of(service, more.get("endpoint_url")):
                 client = await stack.enter_async_context(opened)
                 _check_url(client.meta.endpoint_url)
-            if self.settings.connection.is_signed and "aws_access_key_id" not in more:
+            if renews and self.settings.connection.is_signed and "aws_access_key_id" not in more:
                 renew = partial(_renew_keys, self.credentials, service, waits=waits)
                 client.meta.events.register_first(f"needs-retry.{service}", renew)
             yield client
@@ -355,12 +380,7 @@ class Aws:
 
     def _brief_config(self) -> AioConfig:
         """Short timeouts and two attempts."""
-        options = self._options(retries=True) | {
-            "retries": {"total_max_attempts": 2, "mode": "standard"},
-            "connect_timeout": _BRIEF_TIMEOUT_S,
-            "read_timeout": 2 * _BRIEF_TIMEOUT_S,
-        }
-        return AioConfig(http_session_cls=DirectSession, **options)
+        return AioConfig(http_session_cls=DirectSession, **(self._options(retries=True) | _BRIEF))
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """The arguments of a client's configuration."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import socket
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from batchcl.cli import model_reap, model_train, model_versions
 from batchcl.cli.model_versions import Name, Timeout, emit_model
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import InterruptMessage, report_state, with_service
+from batchcl.cli.service import AllRegions, InterruptMessage, report_skipped, report_state, with_service
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Model, WorkflowClients
+    from batchcl.workflow import Model, RegionOutcome, RunningModel, RunningModels, WorkflowClients
 
 __all__ = ["app"]
 
@@ -37,6 +37,11 @@ app.command("copy")(model_versions.copy)
 @app.command("list")
 def list_models(
     *,
+    running: Annotated[
+        bool,
+        typer.Option("--running", help="Only models that are RUNNING or STARTING, with lease, age and cost."),
+    ] = False,
+    all_regions: AllRegions = False,
     project: Annotated[
         str | None, typer.Option("--project", help="Only models of this project.", show_default=False)
     ] = None,
@@ -46,9 +51,13 @@ def list_models(
 ) -> None:
     """List the models of the account and region.
 
+    Age and cost are those since the start: by the lease of the run that started the model, else by CloudWatch.
+
+    Exits with 0, and with 4 if a region did not respond. Regions that refuse are reported, and are no error.
+
     Examples:
 
-      batchcl model list --region eu-west-1
+      batchcl model list --all-regions --running
 
       batchcl model list --project cats --json
     """
@@ -57,14 +66,24 @@ def list_models(
     from batchcl import workflow
     from batchcl.cli.output import emit
 
-    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Model]:
-        name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
-        return await workflow.list_models(service.rekognition, project=name)
+    if running:
+        _list_running(all_regions=all_regions, project=project, profile=profile, region=region, json=json)
+        return
 
-    models = with_service(work, profile=profile, region=region, named=project)
+    async def work(service: WorkflowClients, _: InterruptMessage) -> RegionOutcome[list[Model]]:
+        async def read(client: Any, _: str) -> list[Model]:
+            name = await workflow.project_name(client, project, must_exist=not all_regions)
+            return await workflow.list_models(client, project=name)
+
+        regions = workflow.rekognition_regions(service.region) if all_regions else [service.region]
+        return await workflow.in_regions(service.aws, regions, read)
+
+    outcome = with_service(work, profile=profile, region=region, named=project)
+    models = [model for found in outcome.results.values() for model in found]
     if json:
         rows = [{"model": model.name} | asdict(model) for model in models]
         emit(pl.DataFrame(rows, infer_schema_length=None), json=True)
+        report_skipped(outcome.skipped)
         return
     rows = [
         {"model": model.name, "status": model.status, "units": _units(model), "F1": model.f1, "arn": model.arn}
@@ -72,6 +91,47 @@ def list_models(
     ]
     schema = {"model": pl.String, "status": pl.String, "units": pl.String, "F1": pl.Float64, "arn": pl.String}
     emit(pl.DataFrame(rows, schema=schema))
+    report_skipped(outcome.skipped)
+
+
+def _list_running(
+    *, all_regions: bool, project: str | None, profile: str | None, region: str | None, json: bool
+) -> None:
+    import polars as pl
+
+    from batchcl import workflow
+    from batchcl.cli.output import emit
+    from batchcl.quantities import pluralize
+
+    async def work(service: WorkflowClients, _: InterruptMessage) -> RunningModels:
+        return await workflow.running_models(all_regions=all_regions, project=project, aws=service.aws)
+
+    found = with_service(work, profile=profile, region=region, named=project)
+    if json:
+        emit(pl.DataFrame([asdict(each) for each in found.models], infer_schema_length=None), json=True)
+    elif found.models:
+        emit(pl.DataFrame([_running_row(each) for each in found.models]))
+    else:
+        write_line(f"no model is running in {pluralize(len(found.regions), 'region')}")
+    for each in found.models:
+        if each.note:
+            write_line(f"age or cost of {each.model} in {each.region} is unknown: {each.note}")
+    report_skipped(found.skipped)
+
+
+def _running_row(model: RunningModel) -> dict[str, str]:
+    from batchcl.workflow import AgeSource, age_text
+
+    at_most = "up to " if model.since_source is AgeSource.LEASE else ""
+    return {
+        "model": model.model,
+        "region": model.region,
+        "status": model.status,
+        "units": _units(model),
+        "age": "unknown" if model.age_s is None else age_text(model.age_s),
+        "cost": "unknown" if model.cost_usd is None else f"{at_most}${model.cost_usd:,.2f}",
+        "lease": model.lease,
+    }
 
 
 @app.command()
@@ -270,7 +330,7 @@ app.command("tag")(model_versions.tag)
 app.command("delete")(model_versions.delete)
 
 
-def _units(model: Model) -> str:
+def _units(model: Model | RunningModel) -> str:
     if model.min_units is None:
         return "-"
     return f"{model.min_units}" if model.max_units is None else f"{model.min_units}:{model.max_units}"

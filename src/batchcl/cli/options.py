@@ -75,7 +75,7 @@ class LogFormat(StrEnum):
 LogFormatOption = Annotated[
     LogFormat | None,
     typer.Option(
-        "--log-format", help="Log lines instead of the progress line; JSON for log collectors.", show_default=False
+        "--log-format", help="Log lines instead of the live panel; JSON for log collectors.", show_default=False
     ),
 ]
 

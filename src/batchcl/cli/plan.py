@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
-from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
+from batchcl.cli.options import Config, Json, LogFormatOption, flags, takes_job_options
 
 __all__ = ["plan"]
 
@@ -48,7 +48,7 @@ def plan(
 
     async def work() -> Plan:
         async with (
-            reporting(log_format or LogFormat.TEXT) as observer,
+            reporting(log_format) as observer,
             emulated(job, emulator=emulator, state=emulator_state) as (planned_job, aws),
         ):
             return await planned(planned_job, observer=observer, aws=aws)

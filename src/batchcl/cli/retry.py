@@ -28,12 +28,18 @@ _OPTIONS: Final = (
     "grace",
     "max_cost",
     "allow_overlap",
+    "if_held",
     "sse",
     "sse_kms_key_id",
     "start_model",
     "keep_model",
     "lease",
     "scheduled_stop_role",
+    "metrics_file",
+    "otel",
+    "ping",
+    "webhook",
+    "sns_topic",
     "profile",
     "region",
 )
@@ -76,6 +82,7 @@ def retry(
     from batchcl.cli.reporter import reporting
     from batchcl.cli.signals import GRACE_S, run_until_signalled
     from batchcl.job import grace_seconds
+    from batchcl.monitoring import environment
     from batchcl.runs.layout import valid_run_id
     from batchcl.runs.record import read_record
     from batchcl.runs.store import Store
@@ -83,7 +90,7 @@ def retry(
     from batchcl.stop_signal import StopSignal
 
     check_emulator(emulator=emulator)
-    changes, grace = flags(options), options.get("grace")
+    changes, grace = environment() | flags(options), options.get("grace")
     try:
         grace_s = GRACE_S if grace is None else grace_seconds(grace)
     except UsageError as error:

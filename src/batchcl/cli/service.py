@@ -11,14 +11,16 @@ import typer
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Uploaded, WorkflowClients
+    from batchcl.workflow import SkippedRegion, Uploaded, WorkflowClients
 
 __all__ = [
+    "AllRegions",
     "InterruptMessage",
     "Tags",
     "Yes",
     "confirm",
     "parsed_tags",
+    "report_skipped",
     "report_state",
     "report_upload",
     "shown",
@@ -31,6 +33,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; required if 
 Tags = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="KEY=VALUE", help="Tag to set; may be repeated.", show_default=False),
+]
+
+
+AllRegions = Annotated[
+    bool, typer.Option("--all-regions", help="In all regions with Rekognition, instead of --region only.")
 ]
 
 
@@ -131,6 +138,27 @@ def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:
 def report_state(thing: _Named) -> None:
     """Print a change of status."""
     write_line(f"{thing.name} is {thing.status}")
+
+
+def report_skipped(skipped: Sequence[SkippedRegion]) -> None:
+    """Write about the regions that were skipped: one line for those that refuse the keys, and one for each other.
+
+    Raises:
+        StoppedError: one of them may respond to the next call.
+    """
+    from batchcl.errors import StoppedError
+    from batchcl.workflow import RegionSkip
+
+    disabled = [each.region for each in skipped if each.why is RegionSkip.NOT_ENABLED]
+    if disabled:
+        write_line(f"skipped {', '.join(disabled)}: not enabled for this account, or not with these credentials")
+    for each in skipped:
+        if each.why in {RegionSkip.DENIED, RegionSkip.REFUSED}:
+            write_line(f"skipped {each.region}: {each.message}")
+    silent = [each for each in skipped if each.why is RegionSkip.UNREACHABLE]
+    if silent:
+        text = "; ".join(f"{each.region}: {each.message}" for each in silent)
+        raise StoppedError(f"some regions did not respond; repeat the command: {text}")
 
 
 def report_upload(progress: Uploaded) -> None:

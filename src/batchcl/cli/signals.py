@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from batchcl.cli.streams import write_line
+from batchcl.cli.streams import set_footer, write_line
 from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError, UsageError
 from batchcl.stop_signal import StopSignal
 
@@ -91,8 +91,8 @@ async def _run(work: Callable[[StopSignal], Awaitable[_T]], grace_s: float, time
             scope.cancel()
 
     result = await _listening(partial(work, stop_signal), on_signal)
-    if not result and stop_signal.error is not None:
-        raise stop_signal.error
+    if not result and stop_signal.error is not None:  # the cancellation has replaced the run's own error
+        raise type(stop_signal.error)("; ".join(filter(None, [str(stop_signal.error), stop_signal.exit_message()])))
     return result[0]
 
 
@@ -133,6 +133,7 @@ def _end_process_after(
     """End the process with a sentence after `limit_s`, unless the timer is cancelled before."""
 
     def end() -> None:
+        set_footer("")
         text = f"{_reason(number)}, and not finished after {limit_s:.0f} s; uncommitted images will be scored again"
         write_line("; ".join(filter(None, [text, last_words()])), event="error", level="error")
         os._exit(ExitCode.INTERRUPTED if number is signal.SIGINT else ExitCode.STOPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -10,11 +11,12 @@ import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
 from batchcl.cli.streams import write_line
-from batchcl.errors import command
+from batchcl.errors import ExitCode, command
 
 if TYPE_CHECKING:
     from batchcl.runs.status import RunState
     from batchcl.runs.store import Store
+    from batchcl.runs.watch import WatchedRun
 
 __all__ = ["runs", "status", "with_store"]
 
@@ -73,17 +75,26 @@ def status(
     root: Root,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run id (default: the newest run).")] = None,
     *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the progress until the run ends.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=1, help="With --watch: time between two reads.")
+    ] = 10.0,
     json: Json = False,
     profile: Profile = None,
     region: Region = None,
 ) -> None:
     """Show the state of a run. Reads the output root only, so it works during a run and on any machine.
 
+    With --watch, it shows the progress like the run itself, and then the state: exit code 0 for a run that is done, 3
+    if more images failed than it tolerated, 4 if it ended early or its process died. --json writes one object per line.
+
     Examples:
 
       batchcl status out
 
       batchcl status s3://tables/labels 2026-11-21 --json
+
+      batchcl status s3://tables/labels --watch
     """
     from batchcl.cli.output import emit_object
     from batchcl.errors import UsageError
@@ -97,12 +108,56 @@ def status(
             await _check_root(store)
         return state
 
+    if watch:
+        watched = with_store(
+            lambda store: _watch(store, run, every_s=interval, json=json), root, profile=profile, region=region
+        )
+        if json:
+            raise typer.Exit(_exit_code(watched))
+        run = watched.run_id
     state = with_store(find, root, profile=profile, region=region)
     if state is None:
         if run is None:
             raise UsageError(f"there is no run in {root} yet")
         raise UsageError(f"there is no run {run!r} in {root}; {command('runs', root)} lists them")
     emit_object(state.as_dict(), json=json)
+    if watch:
+        raise typer.Exit(_exit_code(watched))
+
+
+async def _watch(store: Store, run: str | None, *, every_s: float, json: bool) -> WatchedRun:
+    """Show the run until it ends; returns its last state."""
+    import orjson
+
+    from batchcl.cli.reporter import reporting
+    from batchcl.cli.signals import run_until_first_signal
+    from batchcl.events import Observer, SilentObserver
+    from batchcl.runs.watch import watch_store
+
+    async def follow(observer: Observer) -> WatchedRun:
+        async for watched in watch_store(store, run, every_s=every_s, observer=observer):
+            if json:
+                line = orjson.dumps({"time": dt.datetime.now(dt.UTC)} | watched.as_dict(), option=orjson.OPT_UTC_Z)
+                sys.stdout.write(line.decode() + "\n")
+                sys.stdout.flush()
+        return watched
+
+    async def work() -> WatchedRun:
+        if run is not None:
+            await _check_root(store)
+        if json:
+            return await follow(SilentObserver())
+        async with reporting(None) as observer:
+            return await follow(observer)
+
+    return await run_until_first_signal(work)
+
+
+def _exit_code(watched: WatchedRun) -> ExitCode:
+    if watched.state != "done":
+        return ExitCode.STOPPED
+    assert watched.summary is not None
+    return ExitCode.DONE if watched.summary.tolerated else ExitCode.FAILURES
 
 
 async def _check_root(store: Store) -> None:

@@ -21,7 +21,17 @@ from typing import Any, Final, TextIO
 
 from batchcl.errors import BatchclError, ExitCode
 
-__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "printable", "write_line"]
+__all__ = [
+    "StreamError",
+    "can_redraw",
+    "install",
+    "log",
+    "log_as_json",
+    "log_bug",
+    "printable",
+    "set_footer",
+    "write_line",
+]
 
 _MOST_LINES: Final = 1000
 _FLUSH_S: Final = 0.5
@@ -81,6 +91,26 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
         line = f"{now:%Y-%m-%dT%H:%M:%SZ} {printable(text)}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def can_redraw() -> bool:
+    """Whether stderr is a terminal on which lines can be replaced.
+
+    CI systems that provide a terminal record it as a log, which would show every version of the lines.
+    """
+    is_ci = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in {"", "dumb", "unknown"} and not is_ci
+
+
+def set_footer(text: str) -> None:
+    """Show `text` below everything that is written to stderr, instead of the last footer; an empty one removes it.
+
+    stderr must be a terminal; see `can_redraw`. `text` has no line end after its last line, and its lines are narrower
+    than the terminal. They may contain colors, but no other escape sequences. The cursor is left at the start of the
+    footer: from there it can be removed whatever the terminal does to its lines when it is resized.
+    """
+    if isinstance(sys.stderr, _Stderr):
+        sys.stderr.set_footer(text)
 
 
 def log_bug() -> None:
@@ -171,6 +201,9 @@ class _Stderr(_Standard):
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream, 2)
         self._pending: deque[str] = deque()
+        self._footer = ""
+        self._shown_footer = ""
+        self._at_line_start = True
         self._changed = threading.Condition()
         self._is_idle = True
         self._is_stuck = False
@@ -181,12 +214,22 @@ class _Stderr(_Standard):
             with self._changed:
                 if len(self._pending) < _MOST_LINES:
                     self._pending.append(text)
-                    self._is_idle = False
-                    self._changed.notify_all()
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
-                    self._thread.start()
+                    self._wake()
         return len(text)
+
+    def set_footer(self, text: str) -> None:
+        """See the function `set_footer`. A footer that was not written before the next one is dropped."""
+        with self._changed:
+            if self._stream is not None and text != self._footer:
+                self._footer = text
+                self._wake()
+
+    def _wake(self) -> None:
+        self._is_idle = False
+        self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+            self._thread.start()
 
     def flush(self) -> None:
         """Wait until everything is written, but not for a blocked stream."""
@@ -198,15 +241,34 @@ class _Stderr(_Standard):
         assert self._stream is not None
         while True:
             with self._changed:
-                if not self._pending:
+                if not self._is_due():
                     self._is_idle, self._is_stuck = True, False
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._pending)
+                    self._changed.wait_for(self._is_due)
                 text = "".join(self._pending)
                 self._pending.clear()
+                self._at_line_start = text.endswith("\n") if text else self._at_line_start
+                before, self._shown_footer = self._shown_footer, self._footer if self._at_line_start else ""
+                text = _with_footer(text, self._shown_footer, before=before)
             with suppress(OSError, ValueError):
                 self._stream.write(text)
                 self._stream.flush()
+
+    def _is_due(self) -> bool:
+        return bool(self._pending) or (self._at_line_start and self._footer != self._shown_footer)
+
+
+def _with_footer(text: str, footer: str, *, before: str) -> str:
+    """`text` and the footer below it, as control sequences for a cursor that is at the start of the footer `before`.
+
+    Lines are replaced in place and not wrapped, so that nothing flickers. Afterwards the cursor is at the start again.
+    """
+    erase = "\r\x1b[J" if before and (text or not footer) else ""
+    if not footer:
+        return erase + text
+    up = footer.count("\n")
+    lines = footer.replace("\n", "\x1b[K\n")
+    return f"{erase}{text}\x1b[?7l\r{lines}\x1b[J\x1b[?7h\r" + (f"\x1b[{up}A" if up else "")
 
 
 class _JsonHandler(logging.Handler):

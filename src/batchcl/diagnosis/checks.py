@@ -40,6 +40,10 @@ from batchcl.loaders.preflight import (
     sample_images,
     spelling_hint,
 )
+from batchcl.monitoring import Targets
+from batchcl.monitoring.otel import check_settings
+from batchcl.monitoring.targets import site
+from batchcl.monitoring.textfile import check_folder_writable
 from batchcl.quantities import Units, pluralize
 from batchcl.scoring.connections import EMULATED_UNITS
 from batchcl.scoring.run import open_store
@@ -55,6 +59,7 @@ __all__ = [
     "check_images",
     "check_job_sources",
     "check_model",
+    "check_monitoring",
     "check_output",
     "check_quotas",
     "check_region",
@@ -340,6 +345,27 @@ async def check_output(context: CheckContext) -> CheckResult:
     if context.job.single_writer:
         return CheckStatus.OK, f"{store.root} can be written; other writers are not detected (--single-writer)"
     return CheckStatus.OK, f"{store.root} can be written, and refuses to create an object twice"
+
+
+async def check_monitoring(context: CheckContext) -> CheckResult:
+    """Whether the metrics file can be written and OpenTelemetry's settings are valid; nothing is sent."""
+    targets = Targets.of(context.job)
+    ready = []
+    if targets.metrics_file is not None:
+        try:
+            await anyio.to_thread.run_sync(check_folder_writable, targets.metrics_file)
+        except OSError as error:
+            return CheckStatus.FAIL, f"{targets.metrics_file} can't be written: {error.strerror}; check its directory"
+        ready.append(f"{targets.metrics_file} can be written")
+    if targets.otel:
+        check_settings()
+        ready.append("OpenTelemetry is installed")
+    untried = [site(url) for url in (targets.ping, targets.webhook) if url is not None]
+    if targets.sns_topic is not None:
+        untried.append(targets.sns_topic)
+    if untried:
+        ready.append(f"nothing was sent to {', '.join(untried)}")
+    return CheckStatus.OK, "; ".join(ready)
 
 
 def _missing_folders(out: str) -> list[Path]:

@@ -15,6 +15,7 @@ from batchcl.diagnosis import checks
 from batchcl.diagnosis.context import CheckContext, CheckResult, CheckStatus, CheckTarget, Diagnosis, Finding
 from batchcl.errors import BatchclError
 from batchcl.job import Job
+from batchcl.monitoring import Targets
 from batchcl.scoring.connections import open_service
 
 __all__ = ["doctor"]
@@ -45,6 +46,7 @@ _CHECKS: Final = (
         lambda context: bool(context.page) and context.target.has_model and "model" not in context.failed,
     ),
     _Check("output", checks.check_output, lambda context: context.target.has_out),
+    _Check("monitoring", checks.check_monitoring, lambda context: bool(Targets.of(context.job))),
 )
 
 _REQUIRED: Final = frozenset({"credentials"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import tempfile
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ import anyio
 from aiohttp import web
 from threadpoolctl import threadpool_limits
 
+from batchcl.cores import usable_cores
 from batchcl.emulator.admin import add_routes, refuse_foreign, usage
 from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
 from batchcl.emulator.capacity import Capacity, Latency, Quotas
@@ -98,7 +98,7 @@ async def serve(
             ),
             quotas=quotas or Quotas(),
             tasks=tasks,
-            threads=anyio.CapacityLimiter(max(2, os.cpu_count() or 2)),
+            threads=anyio.CapacityLimiter(max(2, usable_cores())),
             latency=Latency(
                 median_s=settings.latency_ms / 1000, p99_s=settings.latency_p99_ms / 1000, seed=settings.seed
             ),

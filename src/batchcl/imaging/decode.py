@@ -6,23 +6,32 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from batchcl.cores import usable_cores
 from batchcl.errors import HostError, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "upright_size"]
+__all__ = [
+    "FORMATS",
+    "DecodedImage",
+    "PixelBudget",
+    "decode_upright",
+    "upright_size",
+    "within_pixel_budget",
+]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the supported formats; its less tested decoders are not used."""
 
-_LARGE_PIXELS: Final = 30_000_000
-_LARGE: Final = threading.Lock()
-"""Decoding a large image takes hundreds of megabytes, so only one is decoded at a time."""
+_MAX_PIXELS: Final = 90_000_000
+"""At least this many pixels may be decoded at the same time; a little more than the largest image has."""
+
+_MAX_PIXELS_PER_CORE: Final = 30_000_000
 
 _WARNING_FILTERS: Final = threading.Lock()
 _FROM_16_BITS: Final = 1 / 256
@@ -83,15 +92,41 @@ def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
     return DecodedImage(rgb, kind, width, height, (*changes, *more), profile)
 
 
-@contextmanager
-def one_large_at_a_time(data: bytes) -> Iterator[None]:
-    """Wait until no other large image is being decoded, if `data` is one (over 30 million pixels).
+class PixelBudget:
+    """Limits the pixels that are decoded at the same time, and so their memory: up to 6 bytes each.
 
-    Blocks. Raises as `decode_upright` does.
+    Images wait in the order of their arrival, so that a large one is not overtaken again and again.
     """
+
+    def __init__(self, pixels: int) -> None:
+        self._limit = self._free = pixels
+        self._freed = threading.Condition()
+        self._first = threading.Lock()  # held by the image that waits for pixels
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` more may be decoded; an image over the limit waits until it is the only one. Blocks."""
+        pixels = min(pixels, self._limit)
+        with self._first, self._freed:
+            self._freed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += pixels
+                self._freed.notify_all()
+
+
+_BUDGET: Final = PixelBudget(max(_MAX_PIXELS, _MAX_PIXELS_PER_CORE * usable_cores()))
+
+
+@contextmanager
+def within_pixel_budget(data: bytes) -> Iterator[None]:
+    """Wait until `data` may be decoded; see `PixelBudget`. Blocks. Raises as `decode_upright` does."""
     with _translated_errors(), _opened(data) as image:
-        is_large = image.width * image.height > _LARGE_PIXELS
-    with _LARGE if is_large else nullcontext():
+        pixels = image.width * image.height
+    with _BUDGET.take(pixels):
         yield
 
 

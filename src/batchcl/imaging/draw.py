@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from batchcl.imaging.decode import decode_upright, one_large_at_a_time
+from batchcl.imaging.decode import decode_upright, within_pixel_budget
 from batchcl.outcomes import Label
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def annotate(
     Raises:
         ImageError: the image can't be decoded.
     """
-    with one_large_at_a_time(data):
+    with within_pixel_budget(data):
         decoded = decode_upright(data, side=max_px)
         canvas = _resized(decoded.image, max_px, is_drawn=bool(labels or notes))
         font = _Font(max(12, round(max(canvas.size) / 60)))

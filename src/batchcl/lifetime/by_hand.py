@@ -83,7 +83,7 @@ async def start_with_lease(
                 await lease.release()
         raise
     assert lease.until is not None
-    return LeaseTag(key=MANUAL_KEY, role=Role.STARTED, until=lease.until, holder=holder)
+    return LeaseTag(key=MANUAL_KEY, role=Role.STARTED, until=lease.until, holder=holder, since=lease.since)
 
 
 async def end_lease(client: Any, arn: ModelArn) -> None:

@@ -1,8 +1,9 @@
 """Leases of models: tags that say until when a run needs a model. Pure; `model_lease` reads and writes them.
 
 A model that a run has started has the tag `batchcl:lease/<digest of the holder>` with the value
-`<until> <role> <holder>`, such as `2026-11-21T03:15:00Z started run 2026-11-21 in s3://acme-tables/labels`. The run
-renews it regularly. When all leases of a model have expired, its runs are dead, and `batchcl model reap` stops it.
+`<until> <role> <holder>`, such as `2026-11-21T03:15:00Z started run 2026-11-21 in s3://acme-tables/labels`, and, if the
+holder started the model, ` since <time>` with the time of the start. The run renews it regularly. When all leases of a
+model have expired, its runs are dead, and `batchcl model reap` stops it.
 
 A model without a lease of the run that started it was started by other means; batchcl never stops it.
 
@@ -45,6 +46,8 @@ _MIN_S: Final = 60.0
 _MAX_S: Final = 24 * 3600.0
 _MAX_VALUE_CHARACTERS: Final = 256
 _INVALID_CHARACTERS: Final = re.compile(r"[^\w .:/=+@-]")
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+_SINCE: Final = re.compile(r" since (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)$")
 
 
 class Role(StrEnum):
@@ -71,12 +74,14 @@ class LeaseTag:
         role: None if the value can't be decoded.
         until: when the lease expires, by the service's clock; None if the value can't be decoded.
         holder: text that identifies the holder.
+        since: when the holder requested the start of the model, by the service's clock; None if it did not.
     """
 
     key: str
     role: Role | None
     until: dt.datetime | None
     holder: str
+    since: dt.datetime | None = None
 
     @property
     def value(self) -> str:
@@ -84,8 +89,9 @@ class LeaseTag:
         assert self.role is not None
         assert self.until is not None
         holder = _INVALID_CHARACTERS.sub("_", self.holder)
-        value = f"{self.until.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {self.role} {holder}"
-        return value[:_MAX_VALUE_CHARACTERS].rstrip()
+        since = "" if self.since is None else f" since {self.since.astimezone(dt.UTC):{_TIME}}"
+        value = f"{self.until.astimezone(dt.UTC):{_TIME}} {self.role} {holder}"
+        return value[: _MAX_VALUE_CHARACTERS - len(since)].rstrip() + since
 
     @property
     def started(self) -> bool:
@@ -193,8 +199,11 @@ def _decode(key: str, value: str) -> LeaseTag:
     role, _, holder = rest.partition(" ")
     try:
         until = dt.datetime.fromisoformat(until_text)
+        since = None
+        if (found := _SINCE.search(holder)) is not None:
+            since, holder = dt.datetime.fromisoformat(found[1]), holder[: found.start()]
         if until.tzinfo is not None:
-            return LeaseTag(key=key, role=Role(role), until=until, holder=holder)
+            return LeaseTag(key=key, role=Role(role), until=until, holder=holder, since=since)
     except ValueError:
         pass
     return LeaseTag(key=key, role=None, until=None, holder=value)

@@ -86,6 +86,7 @@ class ModelLease:
         self._rng = rng or random.Random()
         self._role: Role | None = None
         self._until: dt.datetime | None = None
+        self._since: dt.datetime | None = None
         self._inherited: tuple[str, ...] = ()
         self._keep_tag = False
 
@@ -98,6 +99,11 @@ class ModelLease:
     def until(self) -> dt.datetime | None:
         """When the lease expires unless it is renewed, by the service's clock; None if it was never written."""
         return self._until
+
+    @property
+    def since(self) -> dt.datetime | None:
+        """When the start of the model was requested; None if the tag has no time of it."""
+        return self._since
 
     @property
     def has_lapsed(self) -> bool:
@@ -124,7 +130,7 @@ class ModelLease:
             return False
         if own is None or not own.started:
             return False
-        self._role, self._until = own.role, own.until
+        self._role, self._until, self._since = own.role, own.until, own.since
         return True
 
     async def claim(self) -> None:
@@ -136,7 +142,7 @@ class ModelLease:
         self._keep_tag = False
         await self._remove_expired()
         if self.is_enabled:
-            before = self._role
+            before, self._since = self._role, self._now()
             try:
                 await self._write(Role.SCHEDULED if self.has_schedule else Role.STARTED, is_new=True)
                 await self._check_written()
@@ -162,6 +168,7 @@ class ModelLease:
         own = next((lease for lease in leases if lease.key == self._key and lease.started), None)
         if own is not None:
             assert own.role is not None
+            self._since = own.since
             await self._write(own.role, is_new=True)
             self._keep_tag = True  # an earlier session started the model; this one can't stop it, but the reaper must
             return ModelEvent.NO_LEASE
@@ -285,7 +292,7 @@ class ModelLease:
                 return False
             self._role = own_role or role  # set before the call, whose response may be lost
             until = self._now() + dt.timedelta(seconds=self._length_s)
-            lease = LeaseTag(key=self._key, role=role, until=until, holder=self._holder)
+            lease = LeaseTag(key=self._key, role=role, until=until, holder=self._holder, since=self._since)
             try:
                 await tag(self._client, self._arn.text, {lease.key: lease.value})
             except RefusedError as error:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from batchcl.arns import ModelArn
 from batchcl.aws.models import STARTABLE, UP, Model, describe, list_models, stop
+from batchcl.aws.names import project_name
+from batchcl.aws.regions import RegionOutcome, in_regions
+from batchcl.aws.service_clock import ServiceClock
+from batchcl.aws.session import Aws
 from batchcl.aws.tags import list_tags
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import ReapAction, decide, leases_in
 from batchcl.lifetime.model_lease import RemoveSchedule, drop_leases
+from batchcl.lifetime.running import RunningModel, running_in
+from batchcl.lifetime.scheduled_stop import remove_schedule as remove_from_scheduler
 
-__all__ = ["ReapOutcome", "ReapResult", "reap"]
+__all__ = ["ReapOutcome", "ReapResult", "ReapedRegion", "reap", "reap_regions"]
 
 
 class ReapOutcome(StrEnum):
@@ -92,6 +98,50 @@ async def reap(
         if model.status in UP or result.done is not ReapOutcome.LEFT:
             results.append(result)
     return results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReapedRegion:
+    """What was done in one region.
+
+    Attributes:
+        results: see `reap`.
+        running: the models that were RUNNING or STARTING afterwards; empty unless it was requested.
+    """
+
+    results: tuple[ReapResult, ...]
+    running: tuple[RunningModel, ...] = ()
+
+
+async def reap_regions(
+    aws: Aws, regions: Sequence[str], *, project: str | None = None, dry_run: bool = False, with_running: bool = False
+) -> RegionOutcome[ReapedRegion]:
+    """`reap` in each region, and delete the schedules of dead runs.
+
+    Args:
+        aws: the session.
+        regions: their names.
+        project: name or ARN of the only project to check.
+        dry_run: change nothing.
+        with_running: also describe the models that run afterwards.
+
+    Raises:
+        RefusedError: every region failed; or there is only one, and it has no such project.
+    """
+
+    async def one(client: Any, region: str) -> ReapedRegion:
+        clock = ServiceClock(client)
+
+        async def remove(name: str) -> bool:
+            async with aws.scheduler(region=region) as scheduler:
+                return await remove_from_scheduler(scheduler, name)
+
+        name = await project_name(client, project, must_exist=len(regions) == 1)
+        results = await reap(client, project=name, dry_run=dry_run, now=clock.now, remove_schedule=remove)
+        running = await running_in(aws, client, region=region, clock=clock, project=name) if with_running else ()
+        return ReapedRegion(results=tuple(results), running=tuple(running))
+
+    return await in_regions(aws, regions, one)
 
 
 async def _reap_one(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -11,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from batchcl.aws.session import Aws
+from batchcl.cores import usable_cores
 from batchcl.errors import ImageError
 from batchcl.images import (
     FITTABLE_EXTENSIONS,
@@ -43,7 +43,7 @@ class FittingReader:
     Args:
         inner: reads the images that are sent as bytes anyway.
         objects: reads the other ones from S3.
-        processors: images changed concurrently; by default one fewer than the CPU cores.
+        processors: images changed concurrently; by default as many as the process may use CPU cores.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FittingReader:
         self._max_held_bytes = max_held_bytes
         self._ready: dict[_Key, bytes] = {}
         self._held_bytes = 0
-        self._processors = anyio.CapacityLimiter(processors or max(1, (os.cpu_count() or 1) - 1))
+        self._processors = anyio.CapacityLimiter(processors or usable_cores())
 
     def accepts(self, image: ImageRef) -> bool:
         """Whether the image was changed, or is sent as bytes anyway."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Mapping
@@ -19,6 +18,7 @@ import polars as pl
 from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
+from batchcl.cores import usable_cores
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -115,7 +115,7 @@ async def fetch_pictures(
     require_extra("images", "drawing pictures")
     async with AsyncExitStack() as stack:
         source = await _open_source(stack, rows, aws, connections=concurrency)
-        processors = anyio.CapacityLimiter(min(concurrency, os.cpu_count() or 1))
+        processors = anyio.CapacityLimiter(min(concurrency, usable_cores()))
         render = partial(_render, max_px=max_px, draw=draw, quality=quality, has_caption=has_caption)
 
         async def fetch(number: int) -> Picture:

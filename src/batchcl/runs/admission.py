@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import anyio
 
-from batchcl.errors import OutputError, StoppedError
-from batchcl.runs.layout import admission_path
+from batchcl.errors import HeldError, OutputError, StoppedError
+from batchcl.runs.layout import RunPaths, admission_path
 from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.record import RunRecord
 from batchcl.runs.recovery import recover_runs
@@ -54,7 +54,7 @@ async def admit(
         The ids of the dead runs that were recovered.
 
     Raises:
-        StoppedError: another run may be scoring the same images; the message names it.
+        HeldError: another run may be scoring the same images; the message names it.
     """
     lock = RunLeaseHolder(
         store, admission_path(record.model), what=f"the start lock of {record.model_name}", utcnow=utcnow
@@ -63,9 +63,11 @@ async def admit(
     def refuse_overlap(other: RunRecord, held: RunLease) -> None:
         adds_rows = other.scored_as.get("incremental") or held.progress.get("round")
         if adds_rows and not allow_overlap and may_overlap(record.scored_as, other.scored_as):
-            raise StoppedError(
+            raise HeldError(
                 f"run {record.run_id} can't score now: run {other.run_id} (on {held.host}) may be scoring the same "
-                "images with the same model; wait until it has ended, or pass --allow-overlap to score them twice"
+                "images with the same model; wait until it has ended (--if-held wait does that), or pass "
+                "--allow-overlap to score them twice",
+                sessions=RunPaths(other.run_id).sessions,
             )
 
     await _acquire(lock)

@@ -29,10 +29,12 @@ import anyio
 import orjson
 
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, OutputError, StoppedError
+from batchcl.errors import HeldError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = [
+    "EXPIRES_S",
+    "HEARTBEAT_S",
     "RunLease",
     "RunLeaseHolder",
     "is_alive",
@@ -40,6 +42,7 @@ __all__ = [
     "read_leases",
     "read_session",
     "session_numbers",
+    "session_path",
     "unsettled_lease",
 ]
 
@@ -79,16 +82,22 @@ class RunLease:
     settled: bool = False
 
     @property
+    def process_name(self) -> str:
+        """`<process id> on <host>`, for messages."""
+        return f"{self.process.partition('-')[0]} on {self.host}"
+
+    @property
     def process_is_alive(self) -> bool | None:
         """Whether its process is alive; None if that can be determined only by its heartbeats.
 
         That is so for a process on another machine or in another PID namespace, for a suspended one, and for the
-        current process, which may have abandoned a session.
+        current process, which may have abandoned a session. A restarted container often has the PID and the namespace's
+        number of the dead one; the start times differ.
         """
         if self.ended:
             return False
         pid, _, started = self.process.partition("-")
-        if not self.location or self.location != _process_location() or not started or int(pid) == os.getpid():
+        if not self.location or self.location != _process_location() or not started or self.process == _this_process():
             return None
         state = _process_state(int(pid))
         if state is None:
@@ -111,7 +120,7 @@ async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
     while True:
         await anyio.sleep(_POLL_INTERVAL_S)
         requested_at = anyio.current_time()  # before the read, as this process may be suspended during it
-        current = await read_session(store, _path(folder, lease.number))
+        current = await read_session(store, session_path(folder, lease.number))
         if current.ended or current.heartbeats != lease.heartbeats:
             return not current.ended
         if requested_at - since >= EXPIRES_S:
@@ -247,7 +256,7 @@ class RunLeaseHolder:
             dead: a session that the caller has just found dead.
 
         Raises:
-            StoppedError: another process holds the lease; the message names it.
+            HeldError: another process holds the lease; the message names it.
         """
         last = await read_lease(self._store, self._folder)
         if last is not None:
@@ -308,13 +317,13 @@ class RunLeaseHolder:
                 with suppress(OutputError):
                     await self.write_heartbeat()
 
-        error: BatchclError | None = None
+        error: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(write_heartbeats)
             try:
                 yield
-            except BatchclError as raised:
-                error = raised  # to raise it outside of an exception group
+            except Exception as raised:  # noqa: BLE001 - to raise it outside of an exception group
+                error = raised
             group.cancel_scope.cancel()
         if error is not None:
             raise error
@@ -328,12 +337,13 @@ class RunLeaseHolder:
                 await self._store.put_new(_settled_path(path), b"")
 
     def _path(self, number: int) -> str:
-        return _path(self._folder, number)
+        return session_path(self._folder, number)
 
-    def _held_by(self, other: RunLease) -> StoppedError:
-        return StoppedError(
-            f"{self._what} is in use by another process ({other.process.partition('-')[0]} on {other.host}); wait "
-            f"until it has ended, or {EXPIRES_S:.0f} s if it was killed"
+    def _held_by(self, other: RunLease) -> HeldError:
+        return HeldError(
+            f"{self._what} is in use by another process ({other.process_name}); wait until it has ended, or "
+            f"{EXPIRES_S:.0f} s if it was killed",
+            sessions=self._folder,
         )
 
     def _next_heartbeat(self, *, ended: bool = False) -> bytes:
@@ -352,7 +362,8 @@ def _number(path: str) -> int:
     return int(path.rpartition("/")[2].removesuffix(_SESSION))
 
 
-def _path(folder: str, number: int) -> str:
+def session_path(folder: str, number: int) -> str:
+    """Path of the file of a session."""
     return f"{folder}/{number:05d}{_SESSION}"
 
 

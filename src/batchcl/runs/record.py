@@ -30,6 +30,7 @@ __all__ = [
     "read_record",
     "read_sessions",
     "read_summary",
+    "summary_of_session",
     "total_spent",
     "write_summary",
 ]
@@ -110,6 +111,13 @@ async def read_record(store: Store, run_id: str) -> RunRecord | None:
 async def read_summary(store: Store, run_id: str) -> Summary | None:
     """The run's summary, or None if no session has ended."""
     return _load(Summary, await store.get(RunPaths(run_id).summary), store.uri(RunPaths(run_id).summary))
+
+
+async def summary_of_session(store: Store, run_id: str, number: int) -> Summary | None:
+    """The run's summary if session `number` or a later one has written it, or None."""
+    summary = await read_summary(store, run_id)
+    is_included = summary is not None and any(each.number == number for each in summary.sessions)
+    return summary if is_included else None
 
 
 async def read_sessions(store: Store, run_id: str) -> list[SessionRecord]:

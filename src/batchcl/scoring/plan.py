@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import anyio
+
 from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws
 from batchcl.errors import OutputError
-from batchcl.events import Observer, SilentObserver
+from batchcl.events import Observer, Progress, SilentObserver
 from batchcl.images import check_limits
 from batchcl.job import Job
 from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
@@ -71,11 +73,14 @@ async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = 
     """
     images = calls = size_bytes = unknown_sizes = already_scored = already_failed = 0
     skipped: Counter[str] = Counter()
+    observer, progress = observer or SilentObserver(), Progress()
     with ExitStack() as files:
         aws, model = await open_service(job, aws)
         now = dt.datetime.now(dt.UTC)
-        sources = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
+        sources = await check_sources(job, aws, model, files, now, observer=observer)
         incremental = await _incremental_filter(job, aws, model)
+        progress.begin(anyio.current_time())
+        observer.started(progress)
         async for page in await first_page(sources.selection.pages(), sources, job):
             selected = page.images
             if incremental is not None:
@@ -84,6 +89,7 @@ async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = 
                 already_failed += statuses.count("already_failed")
                 selected = [image for image, status in zip(selected, statuses, strict=True) if status is None]
             images += len(selected)
+            progress.planned = images
             for image in selected:
                 if (reason := check_limits(image, fit=job.fit)) is not None:
                     skipped[reason.code] += 1

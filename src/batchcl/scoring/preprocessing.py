@@ -7,7 +7,6 @@ bounded by the number of prepared images that wait for their call; when too many
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -16,6 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from batchcl.concurrency import Notifier
+from batchcl.cores import usable_cores
 from batchcl.errors import BatchclError, CallError, FatalCallError, ImageError, RejectedError, TransientError
 from batchcl.images import SkipReason
 from batchcl.loaders.base import Prepared, Preparer
@@ -23,8 +23,9 @@ from batchcl.scoring.queue import WorkItem, WorkQueue
 
 __all__ = ["Preprocessing"]
 
-_WORKERS: Final = min(16, 1 + (os.cpu_count() or 1))
-"""Images that are read or changed at the same time."""
+_WORKERS: Final = 8 + usable_cores()
+"""Images that are read or changed at the same time: some are read, which takes a while from S3, while others are
+changed on all cores."""
 
 _MAX_AHEAD: Final = 256
 """Fresh images that wait for preparation."""

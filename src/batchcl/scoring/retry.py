@@ -6,22 +6,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from batchcl.aws.session import Aws, AwsSettings
+from batchcl.choices import IfHeld
 from batchcl.errors import OutputError, StoppedError, UsageError, command
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.job import Job, job_of
+from batchcl.monitoring import RunNames, Targets, monitored
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
+from batchcl.runs.lease import RunLease
 from batchcl.runs.markers import published, read_totals, sum_totals
-from batchcl.runs.record import RunRecord, read_record, read_summary
+from batchcl.runs.record import RunRecord, read_record, read_summary, summary_of_session
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
@@ -31,10 +34,11 @@ from batchcl.scoring.connections import open_service
 from batchcl.scoring.run import acquire_lease, incremental_filter, open_context
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
+from batchcl.scoring.waiting import Waiter
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
-__all__ = ["execute_round", "job_of_round", "retry"]
+__all__ = ["completes_followed_round", "execute_round", "job_of_round", "retry", "waiter_for_retry"]
 
 
 async def retry(
@@ -73,31 +77,114 @@ async def retry(
         StoppedError: the round ended early; calling `retry` again resumes it.
     """
     valid_run_id(run_id)
-    begun_at = anyio.current_time()
-    observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
     changes = dict(changes or {})
-    session = aws or Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+    observer = SafeObserver(observer or SilentObserver())
+
+    @cache
+    def session() -> Aws:
+        return aws or Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+
+    names = RunNames(root=root, run_id=run_id)
+    async with monitored(Targets.read(changes), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await _retry(
+            root,
+            run_id,
+            codes=codes,
+            changes=changes,
+            observer=monitor,
+            stop_signal=stop_signal,
+            aws=aws,
+            session=session(),
+        )
+        return monitor.summary
+
+
+async def _retry(
+    root: str,
+    run_id: str,
+    *,
+    codes: Sequence[str],
+    changes: Mapping[str, Any],
+    observer: Observer,
+    stop_signal: StopSignal,
+    aws: Aws | None,
+    session: Aws,
+) -> Summary:
+    begun_at = anyio.current_time()
     with stop_signal.interruptible():
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
         if record is None:
             raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
-        earlier = await read_summary(store, run_id)
-        if earlier is None or (earlier.status != "done" and earlier.round == 0):
-            raise UsageError(
-                f"run {run_id} is not done; resume it first by its own `batchcl run` command with --run-id {run_id}"
-            )
-        job = limit_to_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
+        read_job = partial(job_of_round, store, record, {"out": root, **changes})
+        job = await read_job()
+        if job.if_held is IfHeld.FAIL:
+            await _read_end_of_run(store, run_id)
         if job.sse is not None:
             store = await Store.open_async(root, aws=session, encryption=job.encryption)
         await store.check_writable(single_writer=job.single_writer)
         aws, model = await open_service(job, aws)
         await aws.check_credentials()
-    async with open_context(
-        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
-    ) as context:
-        return await execute_round(job, store, record, earlier, context, codes=codes)
+
+    async def attempt() -> Summary:
+        with stop_signal.interruptible():
+            earlier = await _read_end_of_run(store, run_id)
+            job = limit_to_descriptors(await read_job(), observer)
+            if await completes_followed_round(store, earlier, job, codes=codes, followed=waiter.followed):
+                observer.notice(Notice("completed-elsewhere", f"another process has done this retry of run {run_id}"))
+                return earlier
+        async with open_context(
+            job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+        ) as context:
+            return await execute_round(job, store, record, earlier, context, codes=codes, dead=waiter.dead)
+
+    waiter = waiter_for_retry(job, store, run_id, observer=observer, stop_signal=stop_signal, begun_at=begun_at)
+    return await waiter.run(attempt)
+
+
+async def _read_end_of_run(store: Store, run_id: str) -> Summary:
+    """Return the summary of a run that is done, or of its retry. Raises `UsageError` if it is not done."""
+    summary = await read_summary(store, run_id)
+    if summary is None or (summary.status != "done" and summary.round == 0):
+        raise UsageError(
+            f"run {run_id} is not done; resume it first by its own `batchcl run` command with --run-id {run_id}"
+        )
+    return summary
+
+
+def waiter_for_retry(
+    job: Job, store: Store, run_id: str, *, observer: Observer, stop_signal: StopSignal, begun_at: float
+) -> Waiter:
+    """Return the waiter for other processes that work on the run."""
+
+    async def read_end(lease: RunLease) -> Summary | None:
+        summary = await summary_of_session(store, run_id, lease.number)
+        is_closed = await unfinished_round(store, RunPaths(run_id)) is None
+        return summary if is_closed or (summary is not None and summary.status != "done") else None
+
+    return Waiter(
+        job=job,
+        store=store,
+        run_id=run_id,
+        observer=observer,
+        stop_signal=stop_signal,
+        begun_at=begun_at,
+        read_end=read_end,
+    )
+
+
+async def completes_followed_round(
+    store: Store, summary: Summary, job: Job, *, codes: Sequence[str], followed: RunLease | None
+) -> bool:
+    """Whether `summary` is that of the round that this process has followed, with the settings that it asks for."""
+    if followed is None or summary.status != "done" or summary.round != followed.progress.get("round"):
+        return False
+    last, is_open = await last_round(store, RunPaths(summary.run_id))
+    if is_open or last != summary.round or not last:
+        return False
+    done = await read_round(store, RunPaths(summary.run_id), last)
+    return (done.codes, done.fit) == (tuple(codes), job.fit)
 
 
 async def job_of_round(store: Store, record: RunRecord, changes: Mapping[str, Any]) -> Job:
@@ -116,8 +203,12 @@ async def execute_round(
     context: RunContext,
     *,
     codes: Sequence[str],
+    dead: RunLease | None = None,
 ) -> Summary:
-    """Open the round and score its images: the second half of `retry`, with open connections."""
+    """Open the round and score its images: the second half of `retry`, with open connections.
+
+    `dead` is the run's last session, if that was found dead just now.
+    """
     paths = RunPaths(record.run_id)
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)
@@ -140,7 +231,8 @@ async def execute_round(
                 observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {reason}"))
                 return replace(earlier, tolerated=True)
             await model_manager.check()
-            hold = partial(held_lease.enter_async_context, hold_run_lease(lease, model_manager, context.stop_signal))
+            lease_block = hold_run_lease(lease, model_manager, context.stop_signal, dead=dead)
+            hold = partial(held_lease.enter_async_context, lease_block)
             await acquire_lease(job, store, record, context, lease=lease, take=hold)
             await lease.check()
             retry_round = await open_round(store, paths, retry_round)
@@ -156,7 +248,13 @@ async def execute_round(
             await worklist.open()
         targets = FailedImages(retry_round, published=rounds, totals=totals)
         images = f"{pluralize(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
-        observer.notice(Notice("started", f"round {retry_round.number} of run {record.run_id}: {images}"))
+        text = f"round {retry_round.number} of run {record.run_id}: {images}"
+        fields: dict[str, str | int | float | None] = {
+            "run_id": record.run_id,
+            "root": store.root,
+            "model": record.model,
+        }
+        observer.notice(Notice("started", text, fields))
         progress.planned, progress.listed = targets.planned, True
         incremental = incremental_filter(store, record, job)
         session = Session(

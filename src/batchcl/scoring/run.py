@@ -10,9 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import anyio
 import anyio.to_thread
@@ -21,7 +21,7 @@ from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import LimitsDetector, open_detector
 from batchcl.aws.names import matches_model
-from batchcl.aws.session import Aws
+from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.extras import require_extra
@@ -29,14 +29,15 @@ from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
+from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
 from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
-from batchcl.runs.lease import RunLeaseHolder
+from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary
+from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, summary_of_session
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -45,7 +46,8 @@ from batchcl.scoring.connections import open_manager, open_service
 from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
-from batchcl.scoring.source_checks import CheckedSources, check_sources, closing_with, first_page
+from batchcl.scoring.source_checks import CheckedSources, checks_of_attempts, closing_with, first_page
+from batchcl.scoring.waiting import Waiter
 from batchcl.scoring.work_list_writer import wait_for_calls, write_work_list
 from batchcl.sources.select import SelectedPage
 from batchcl.stop_signal import StopSignal
@@ -60,6 +62,8 @@ __all__ = [
     "open_context",
     "open_store",
     "run",
+    "summary_of_done_run",
+    "waiter_for_run",
 ]
 
 
@@ -88,32 +92,93 @@ async def run(
         StoppedError: the run ended early. What is done is kept; `error.summary` contains the counts.
     """
     begun_at = anyio.current_time()
-    observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
+    observer = SafeObserver(observer or SilentObserver())
+    names = RunNames(root=job.root, run_id=job.run_id, model=job.model)
+
+    @cache
+    def session() -> Aws:
+        return aws or Aws(AwsSettings(profile=job.profile, region=job.region))
+
+    async with monitored(Targets.of(job), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await _run(job, monitor, stop_signal, session(), begun_at=begun_at)
+        return monitor.summary
+
+
+async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, begun_at: float) -> Summary:
     job = limit_to_descriptors(job, observer)
     check_report(job)
     with ExitStack() as files:
         with stop_signal.interruptible():
-            aws, resolved = await open_service(job, aws)
+            _, resolved = await open_service(job, aws)
             await aws.check_credentials()
             store = await open_store(job, aws)
-            model = await _recorded_model(store, job, resolved)
-            if job.model not in (None, model.text):
-                observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
-            check = partial(check_sources, job, aws, model, files, observer=observer)
-            state = await find_resume_state(job, model, store, check=check, observer=observer)
+        check = checks_of_attempts(job, aws, files, observer=observer)
+
+        async def attempt() -> Summary:
+            with stop_signal.interruptible():
+                model = await _recorded_model(store, job, resolved)
+                if job.model not in (None, model.text):
+                    observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
+                state = await find_resume_state(
+                    job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
+                )
+            waiter.run_id = run_id = state.record.run_id
+            report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
             if state.summary is not None:
-                observer.notice(Notice("already-done", f"run {state.record.run_id} is already done; nothing to do"))
-                tolerated = not job.tolerance.exceeded(failed=state.summary.failed, scored=state.summary.scored)
-                return replace(state.summary, tolerated=tolerated)
-        run_id, root = state.record.run_id, store.root
-        async with (
-            report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=root),
-            open_context(
-                job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
-            ) as context,
-        ):
-            return await execute(job, state, context)
+                return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
+            async with (
+                report,
+                open_context(
+                    job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+                ) as context,
+            ):
+                return await execute(job, state, context, dead=waiter.dead)
+
+        waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, begun_at=begun_at)
+        return await waiter.run(attempt)
+
+
+async def summary_of_done_run(
+    job: Job,
+    summary: Summary,
+    report: AbstractAsyncContextManager[None],
+    observer: Observer,
+    *,
+    followed: RunLease | None,
+) -> Summary:
+    """Return the summary of a run that is done; write the report if this process has waited for the end of the run."""
+    if followed is None:
+        observer.notice(Notice("already-done", f"run {summary.run_id} is already done; nothing to do"))
+    else:
+        text = f"run {summary.run_id} was completed by process {followed.process_name}"
+        observer.notice(Notice("completed-elsewhere", text))
+        async with report:
+            pass
+    return replace(summary, tolerated=not job.tolerance.exceeded(failed=summary.failed, scored=summary.scored))
+
+
+def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: StopSignal, begun_at: float) -> Waiter:
+    """Return the waiter of `job.run_id`. Its attempts set `run_id` if the job has none."""
+
+    async def read_end(lease: RunLease) -> Summary | None:
+        return None if waiter.run_id is None else await summary_of_session(store, waiter.run_id, lease.number)
+
+    async def is_done() -> bool:
+        summary = None if job.run_id is None else await read_summary(store, job.run_id)
+        return summary is not None and summary.status == "done"
+
+    waiter = Waiter(
+        job=job,
+        store=store,
+        run_id=job.run_id,
+        observer=observer,
+        stop_signal=stop_signal,
+        begun_at=begun_at,
+        read_end=read_end,
+        is_done=is_done,
+    )
+    return waiter
 
 
 async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
@@ -128,8 +193,11 @@ async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     return recorded if matches_model(recorded, job.model) else model
 
 
-async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
-    """Acquire the lease of the run and score what is left: the second half of `run`, with open connections."""
+async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: RunLease | None = None) -> Summary:
+    """Acquire the lease of the run and score what is left: the second half of `run`, with open connections.
+
+    `dead` is the run's last session, if that was found dead just now.
+    """
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)
@@ -143,7 +211,7 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
                 await model_manager.check()
 
             async def take_over(record: RunRecord) -> None:
-                lease_block = hold_run_lease(lease, model_manager, context.stop_signal)
+                lease_block = hold_run_lease(lease, model_manager, context.stop_signal, dead=dead)
                 hold = partial(held_lease.enter_async_context, lease_block)
                 if job.incremental:
                     await acquire_lease(job, store, record, context, lease=lease, take=hold)
@@ -155,7 +223,12 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
 
             record, pages = await _begin(job, state, take_over, source_stack, pause=pause)
             published_rounds = await published(store, RunPaths(record.run_id))
-        observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
+        fields: dict[str, str | int | float | None] = {
+            "run_id": record.run_id,
+            "root": store.root,
+            "model": record.model,
+        }
+        observer.notice(Notice("started", f"run {record.run_id} into {store.root}", fields))
         _report_work_list(worklist, progress, observer)
         incremental = incremental_filter(store, record, job, pause=pause, keep_index=True)
         write_list = None
@@ -304,9 +377,13 @@ async def find_resume_state(
     *,
     check: Callable[[dt.datetime], Awaitable[CheckedSources]],
     observer: Observer,
+    run_id: str | None = None,
 ) -> ResumeState:
-    """Read the state of the run from `store`, and check its sources with `check(started_at)` if they are needed."""
-    record = _new_record(job, model)
+    """Read the state of the run from `store`, and check its sources with `check(started_at)` if they are needed.
+
+    `run_id` is the id of a run without `job.run_id`, if it has one already.
+    """
+    record = _new_record(job, model, run_id)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
     old = await _recorded_run(store, record)
@@ -413,15 +490,15 @@ def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer
         observer.notice(Notice("incremental", text, {"already_scored": scored, "already_failed": failed}))
 
 
-def _new_record(job: Job, model: ModelArn) -> RunRecord:
+def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
     now = dt.datetime.now(dt.UTC)
     scored_as = job.scored_as(model)
     return RunRecord(
-        run_id=job.run_id or new_run_id(now),
+        run_id=job.run_id or run_id or new_run_id(now),
         model=model.text,
         fingerprint=fingerprint(scored_as),
         scored_as=scored_as,
-        settings=job.model_dump(mode="json", exclude=set(scored_as)),
+        settings=job.model_dump(mode="json", exclude={*scored_as, *OPTIONS}),
         started_at=now,
         version=__version__,
     )

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Final
 
 import anyio
 
 from batchcl.errors import OutputError
 from batchcl.events import Notice, Observer, Progress
 from batchcl.lifetime.manager import ModelManager
+from batchcl.runs.heartbeat import heartbeat_of
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import EXPIRES_S, RunLease, RunLeaseHolder
 from batchcl.runs.store import Store
 from batchcl.stop_signal import MODEL, RECORDS, STORE, StopSignal
 
-__all__ = ["hold_run_lease", "make_run_lease"]
+__all__ = ["OWNS_MODEL", "hold_run_lease", "make_run_lease"]
 
-_OWNS_MODEL: Final = "owns_model"
+OWNS_MODEL: Final = "owns_model"
 """Heartbeat field: a session of this run may have started the model, so the next session adopts it."""
 
 _STOPS_MODEL: Final = "stops_model"
@@ -59,46 +60,46 @@ def make_run_lease(
     )
 
 
-def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> dict[str, int | float | None]:
-    counts = progress.snapshot(anyio.current_time())
-    names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
-    return {name: getattr(counts, name) for name in names} | {
+def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> dict[str, Any]:
+    return heartbeat_of(progress.snapshot(anyio.current_time())) | {
         "images": progress.called,
-        "images_per_second": round(counts.images_per_second, 2),
-        "seconds": round(counts.elapsed_s, 3) if counts.calls else 0.0,
-        "cost_usd": counts.dollars,
         "round": round_,
-        _OWNS_MODEL: model_manager.owned,
+        OWNS_MODEL: model_manager.owned,
         _STOPS_MODEL: model_manager.stops,
     }
 
 
 @asynccontextmanager
 async def hold_run_lease(
-    lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal
+    lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal, *, dead: RunLease | None = None
 ) -> AsyncIterator[None]:
     """Hold the lease during the block; at its end, also after an error, stop the model and release the lease.
 
     If an earlier session of the run started the model, could not stop it, and its tag is still there, this session
     stops it. If stopping fails, the session file records that for the next session. If another process has taken over
-    the run, that process stops the model.
+    the run, that process stops the model. `dead` is a session that was found dead just now.
 
     Raises:
-        StoppedError: another process holds the lease, or the model could not be stopped.
+        HeldError: another process holds the lease.
+        StoppedError: the model could not be stopped.
     """
 
     def inherit(left: RunLease) -> None:
-        if left.progress.get(_OWNS_MODEL):
+        if left.progress.get(OWNS_MODEL):
             model_manager.adopt()
 
+    is_acquired = False
     try:
-        async with model_manager.stopping():
+        async with AsyncExitStack() as until_stopped, model_manager.stopping():
             try:
-                await lease.acquire(on_left=inherit)
+                await lease.acquire(on_left=inherit, dead=dead)
+                is_acquired = True
                 model_manager.remember(lease.write_heartbeat)
                 yield
             finally:
                 await _hand_over(lease, model_manager, stop_signal)
+                if is_acquired:  # stopping the model may take minutes, in which no other process may take over
+                    await until_stopped.enter_async_context(lease.writing_heartbeats())
     finally:
         with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             await lease.release()

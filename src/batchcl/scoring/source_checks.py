@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
+
+import anyio.to_thread
 
 from batchcl.arns import ModelArn
 from batchcl.aws.buckets import BucketChecks
@@ -23,12 +25,20 @@ from batchcl.runs.layout import output_root
 from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import describe_filters
 from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_published_images
-from batchcl.sources.open import open_sources
+from batchcl.sources.open import is_read_once, open_sources
 from batchcl.sources.select import SelectedPage, Selection
 from batchcl.sources.where import Condition, condition_on
 from batchcl.summary import SourceCounts
 
-__all__ = ["CheckedSources", "ReadCheck", "check_sources", "closing_with", "first_page", "skip_read_check"]
+__all__ = [
+    "CheckedSources",
+    "ReadCheck",
+    "check_sources",
+    "checks_of_attempts",
+    "closing_with",
+    "first_page",
+    "skip_read_check",
+]
 
 
 class ReadCheck(Protocol):
@@ -86,6 +96,24 @@ class CheckedSources:
             already_failed=already_failed,
             planned=planned,
         )
+
+
+def checks_of_attempts(
+    job: Job, aws: Aws, files: ExitStack, *, observer: Observer
+) -> Callable[[ModelArn, dt.datetime], Awaitable[CheckedSources]]:
+    """Return `check_sources` for several attempts at a run; stdin and pipes are read in the first one only."""
+    reusable: CheckedSources | None = None
+
+    async def check(model: ModelArn, at: dt.datetime) -> CheckedSources:
+        nonlocal reusable
+        if reusable is not None:
+            return reusable
+        checked = await check_sources(job, aws, model, files, at, observer=observer)
+        if any([await anyio.to_thread.run_sync(is_read_once, name) for name in job.source_names]):
+            reusable = checked
+        return checked
+
+    return check
 
 
 async def check_sources(

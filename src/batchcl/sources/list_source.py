@@ -7,7 +7,6 @@ lines, duplicates, resuming in the middle of a list, and detecting that a list h
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import orjson
 import polars as pl
 
 from batchcl.concurrency import gather
+from batchcl.cores import usable_cores
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, SourceCheck, image_key
@@ -208,7 +208,7 @@ class ListSource:
         async def check_part(number: int) -> _PartSummary:
             return await anyio.to_thread.run_sync(self._check_part, number, log, abandon_on_cancel=True)
 
-        workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+        workers = min(_MAX_WORKERS, usable_cores())
         summaries = await gather(check_part, range(len(self._parts)), at_once=workers)
         self._summaries[:] = summaries
         self.repeats = await anyio.to_thread.run_sync(log.repeats)

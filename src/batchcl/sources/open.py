@@ -37,7 +37,7 @@ from batchcl.sources.storage import LocalStorage, S3Storage
 from batchcl.sources.tables import Columns, TablePart, csv_header
 from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
 
-__all__ = ["ImageSource", "ListOptions", "open_sources"]
+__all__ = ["ImageSource", "ListOptions", "is_read_once", "open_sources"]
 
 _LIST_EXTENSION: Final = re.compile(
     r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE
@@ -190,7 +190,7 @@ class _SourceOpener:
 
     async def _open_local(self, name: str) -> Source:
         """A local name whose kind is not given, or is that of a list file."""
-        if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name, abandon_on_cancel=True):
+        if await anyio.to_thread.run_sync(is_read_once, name, abandon_on_cancel=True):
             spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
             path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
             label = "standard input" if name == "-" else name
@@ -441,9 +441,9 @@ def _contains_inventories(name: str) -> bool:
     return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
 
 
-def _is_pipe(name: str) -> bool:
-    """Whether `name` is a pipe, which can be read only once; False if that is unknown. Blocks."""
+def is_read_once(name: str) -> bool:
+    """Whether `name` is stdin or a pipe, which can be read only once; False if that is unknown. Blocks."""
     try:
-        return Path(name).is_fifo()
+        return name == "-" or Path(name).is_fifo()
     except OSError:
         return False

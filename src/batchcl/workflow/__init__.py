@@ -39,7 +39,7 @@ from batchcl.aws.models import (
     wait_copied,
     wait_trained,
 )
-from batchcl.aws.names import find_dataset, find_model, find_project
+from batchcl.aws.names import find_dataset, find_model, find_project, project_name
 from batchcl.aws.projects import (
     Project,
     ProjectDataset,
@@ -52,21 +52,25 @@ from batchcl.aws.projects import (
     list_projects,
     put_policy,
 )
+from batchcl.aws.regions import RegionOutcome, RegionSkip, SkippedRegion, in_regions, rekognition_regions
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.lifetime.by_hand import end_lease, start, start_with_lease
 from batchcl.lifetime.lease_tags import LeaseTag
 from batchcl.lifetime.model_lease import clear_leases
-from batchcl.lifetime.reaper import ReapOutcome, ReapResult, reap
+from batchcl.lifetime.reaper import ReapedRegion, ReapOutcome, ReapResult, reap, reap_regions
+from batchcl.lifetime.running import AgeSource, RunningModel, RunningModels, running_models
 from batchcl.quantities import Units
 from batchcl.workflow.connection import WorkflowClients, connect
 from batchcl.workflow.corrections import Change, Corrections, read_corrections
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
 from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluate_model, evaluation_of
 from batchcl.workflow.local import LocalDataset, Skipped, read_local
+from batchcl.workflow.unleased import age_text, unleased, unleased_event
 from batchcl.workflow.upload import S3Folder, Uploaded, have_bucket, upload_images
 
 __all__ = [
     "Added",
+    "AgeSource",
     "Change",
     "Confused",
     "Corrections",
@@ -87,13 +91,20 @@ __all__ = [
     "ProjectPolicy",
     "ReapOutcome",
     "ReapResult",
+    "ReapedRegion",
+    "RegionOutcome",
+    "RegionSkip",
+    "RunningModel",
+    "RunningModels",
     "S3Folder",
     "S3Location",
     "Skipped",
+    "SkippedRegion",
     "Units",
     "Uploaded",
     "WorkflowClients",
     "add_local",
+    "age_text",
     "clear_leases",
     "connect",
     "copy_model",
@@ -117,19 +128,26 @@ __all__ = [
     "find_model",
     "find_project",
     "have_bucket",
+    "in_regions",
     "list_models",
     "list_policies",
     "list_projects",
     "list_tags",
+    "project_name",
     "put_policy",
     "read_corrections",
     "read_local",
     "reap",
+    "reap_regions",
+    "rekognition_regions",
+    "running_models",
     "start",
     "start_with_lease",
     "stop",
     "tag",
     "train_model",
+    "unleased",
+    "unleased_event",
     "untag",
     "update_entries",
     "upload_images",

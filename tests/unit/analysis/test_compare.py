@@ -19,7 +19,6 @@ import orjson
 import polars as pl
 import pytest
 import typer
-from scipy.stats import binomtest, false_discovery_control, fisher_exact
 from typer.testing import CliRunner, Result
 
 import batchcl
@@ -215,6 +214,8 @@ def test_a_root_without_records_needs_two_names(root: Root) -> None:
 
 def test_images_in_both_sides_are_compared_in_pairs(root: Root) -> None:
     """Of 100 images, 12 lose the cat, 2 gain one, and 3 change from cat to dog; 8 are cats in both."""
+    from scipy.stats import binomtest, false_discovery_control  # takes a second
+
     before = {number: ["cat"] if number < 23 else [] for number in range(100)}
     after = before | {number: [] for number in range(12)} | {number: ["cat"] for number in (30, 31)}
     night(root, "n1", before)
@@ -257,6 +258,8 @@ def test_images_in_both_sides_are_compared_in_pairs(root: Root) -> None:
 
 
 def test_other_images_are_compared_as_two_samples(root: Root) -> None:
+    from scipy.stats import false_discovery_control, fisher_exact
+
     night(root, "n1", numbered(80, cats=8, dogs=5))
     night(root, "n2", numbered(60, cats=21, first=80), days=1)
     comparison = batchcl.compare(str(root))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss, f1_score, precision_recall_curve
 
 from batchcl.analysis.precision_recall import (
     Criterion,
@@ -45,6 +42,8 @@ def random_images(
 @pytest.mark.parametrize("decimals", [-1, 0, 2])
 @pytest.mark.parametrize("images", [2, 3, 50, 700])
 def test_curve_equals_that_of_scikit_learn(images: int, decimals: int) -> None:
+    from sklearn.metrics import f1_score, precision_recall_curve  # takes a second
+
     for seed in range(5):
         truth, score = random_images(np.random.default_rng(seed), images, decimals=decimals)
         curve = Curve.of(label_scores(truth, score))
@@ -59,6 +58,8 @@ def test_curve_equals_that_of_scikit_learn(images: int, decimals: int) -> None:
 
 @pytest.mark.parametrize("decimals", [-1, 2])
 def test_chosen_thresholds_equal_a_search_over_scikit_learns_curve(decimals: int) -> None:
+    from sklearn.metrics import precision_recall_curve
+
     for seed in range(20):
         truth, score = random_images(np.random.default_rng(seed), 80, decimals=decimals)
         precision, recall, thresholds = precision_recall_curve(truth, score)
@@ -91,6 +92,9 @@ def test_an_unreachable_criterion_gives_the_nearest_threshold() -> None:
 
 
 def test_calibration_equals_that_of_scikit_learn() -> None:
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+
     truth, score = random_images(np.random.default_rng(3), 500, decimals=5, detected=1)
     found = reliability(score, truth, bins=10)
     share, mean = calibration_curve(truth, score / 100, n_bins=10)
@@ -209,6 +213,8 @@ def test_intervals_contain_the_metric_of_new_images_in_95_percent() -> None:
 
 @pytest.mark.parametrize(("part", "whole"), [(0, 7), (7, 7), (95, 100), (1, 3)])
 def test_minimal_interval_is_wilsons(part: int, whole: int) -> None:
+    from scipy.stats import binomtest
+
     expected = binomtest(part, whole).proportion_ci(method="wilson")
     assert _wilson(part, whole) == pytest.approx((expected.low, expected.high), abs=1e-6)
 

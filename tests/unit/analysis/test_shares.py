@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, fisher_exact, wasserstein_distance
 
 from batchcl.analysis import shares
 
@@ -69,6 +68,8 @@ def test_without_images_nothing_is_known() -> None:
 
 
 def test_p_values_equal_those_of_scipy() -> None:
+    from scipy.stats import binomtest, fisher_exact  # takes a second
+
     random = np.random.default_rng(5)
     a, b = random.integers(0, 40, 50), random.integers(0, 60, 50)
     expected = [fisher_exact([[x, 40 - x], [y, 60 - y]]).pvalue for x, y in zip(a, b, strict=True)]
@@ -87,6 +88,8 @@ def test_p_values_equal_hand_computed_ones() -> None:
 
 
 def test_the_distance_is_the_mean_move_of_the_confidences() -> None:
+    from scipy.stats import wasserstein_distance
+
     before, after = np.zeros(1001, int), np.zeros(1001, int)
     before[[500, 700]], after[[530, 700]] = 10, 20
     assert shares.confidence_distance(before, after, bin_width=0.1) == pytest.approx(1.5)

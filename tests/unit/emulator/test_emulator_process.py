@@ -19,7 +19,7 @@ from batchcl.emulator import Emulator, EmulatorSettings, running
 from batchcl.emulator.demo import ensure_model
 from batchcl.emulator.process import running_emulator
 from batchcl.errors import ModelError, RefusedError
-from servers import Demo, copied
+from servers import Demo, already_trained, copied
 
 if TYPE_CHECKING:
     from batchcl.emulator.digits import DigitsDataset
@@ -118,11 +118,9 @@ def test_running_raises_what_the_emulator_refuses() -> None:
         pass
 
 
-def test_the_python_examples_of_the_page_run(tmp_path: Path) -> None:
-    """On fewer images, as each of the two examples trains the demo model."""
-    fewer = "from batchcl.emulator import demo\ndemo._TRAINING_IMAGES, demo._TEST_IMAGES = 60, 30\n"
+def test_the_python_examples_of_the_page_run(tmp_path: Path, demo: Demo) -> None:
     section = PAGE.read_text().split("\n## From Python\n")[1]
-    script = fewer + "\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
+    script = already_trained(demo) + "\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BATCHCL_"))}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import zlib
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageCms, ImageDraw
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.errors import HostError, ImageError
 from batchcl.images import MAX_BYTES_INLINE
+from batchcl.imaging.decode import PixelBudget, decode_upright
 from batchcl.imaging.fit import FittedImage, fit
 from pixels import encoded, noise
 
@@ -204,3 +207,93 @@ def test_corrupt_files_are_image_errors_or_valid_images(data: st.DataObject) -> 
         return
     if found is not None:
         open_picture(found.data)
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_a_jpeg_equals_pillows_own(monkeypatch: pytest.MonkeyPatch, has_descriptors: bool) -> None:
+    if not has_descriptors:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    data = encoded(noise(600, 400), "JPEG", quality=99)
+    upright = decode_upright(data).image
+    wanted = encoded(upright, "JPEG", quality=95)
+    assert len(wanted) < len(data)
+    assert changed(data, limit_bytes=len(data) - 1).data == wanted
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has files in memory")
+def test_jpegs_are_encoded_without_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    webp = encoded(noise(100, 100), "WEBP")
+    descriptors = []
+    save = Image.Image.save
+
+    def observed(image: Image.Image, file: Any, *args: Any, **options: Any) -> None:
+        descriptors.append(file.fileno())  # with which Pillow releases it: see its `_encode_to_file`
+        save(image, file, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", observed)
+    before = set(os.listdir("/proc/self/fd"))
+    changed(webp)
+    assert descriptors
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_png_is_compressed_more_only_if_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+    save = Image.Image.save
+
+    def observed(image: Image.Image, file: Any, *args: Any, **options: Any) -> None:
+        levels.append(options.get("compress_level"))
+        save(image, file, *args, **options)
+
+    smooth = Image.linear_gradient("L").resize((400, 400)).convert("RGB")
+    data = encoded(smooth, "BMP")
+    monkeypatch.setattr(Image.Image, "save", observed)
+    quick = changed(data)
+    slow = changed(data, limit_bytes=len(quick.data) - 1)
+    assert levels == [2, 2, 6]
+    assert len(slow.data) < len(quick.data)
+    assert np.array_equal(np.asarray(pixels(quick.data)), np.asarray(smooth))
+    assert np.array_equal(np.asarray(pixels(slow.data)), np.asarray(smooth))
+
+
+class NotedLock:
+    """A lock that notes who comes to it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.arrivals = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self.arrivals.release()
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_the_pixels_that_are_decoded_at_once_are_limited() -> None:
+    budget = PixelBudget(100)
+    budget._first = noted = NotedLock()  # type: ignore[assignment]
+    order: list[str] = []
+
+    def decode(name: str, pixels: int, end: threading.Event) -> threading.Thread:
+        def work() -> None:
+            with budget.take(pixels):
+                order.append(name)
+                assert end.wait(10)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert noted.arrivals.acquire(timeout=10)
+        return thread
+
+    first, others = threading.Event(), threading.Event()
+    others.set()
+    threads = [decode("small", 60, first), decode("over the limit", 1000, others), decode("also small", 10, others)]
+    assert order == ["small"]
+    first.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["small", "over the limit", "also small"]
+    with budget.take(100):
+        pass

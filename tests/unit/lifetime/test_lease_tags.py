@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ def test_a_lease_survives_a_round_trip_through_its_tag() -> None:
         written = lease(SOON, role)
         assert leases_in({written.key: written.value, "stage": "production"}) == (written,)
     assert lease(SOON).value == "2026-11-21T03:05:00Z started run a in s3://b"
+
+
+def test_a_lease_keeps_the_time_of_the_start() -> None:
+    written = replace(lease(SOON), since=LATE)
+    assert written.value == "2026-11-21T03:05:00Z started run a in s3://b since 2026-11-21T02:59:59Z"
+    assert leases_in({written.key: written.value}) == (written,)
+    (long,) = leases_in({written.key: replace(written, holder="x" * 400).value})
+    assert (long.since, long.holder) == (LATE, "x" * 200)
+    (other,) = leases_in({written.key: f"{lease(SOON).value} since yesterday"})
+    assert (other.since, other.holder) == (None, "run a in s3://b since yesterday")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import signal
 import socket
 import subprocess
@@ -14,8 +15,15 @@ import orjson
 import pytest
 
 from batchcl.errors import OutputError, StoppedError
+from batchcl.runs.following import HolderState, LeaseFollower
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _process_state, read_lease
+from batchcl.runs.lease import (
+    RunLease,
+    RunLeaseHolder,
+    _process_location,
+    _process_state,
+    read_lease,
+)
 from batchcl.runs.store import Store
 from servers import wait_for
 from sim.fake_world import FaultInjector, FaultyStore
@@ -143,6 +151,45 @@ def test_processes_in_the_own_namespace_are_checked_directly():
     finally:
         runs.kill()
         runs.communicate()
+
+
+def test_a_follower_notices_the_death_of_a_process_in_its_namespace_at_once():
+    runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    state = _process_state(runs.pid)
+    assert state is not None
+
+    async def main() -> None:
+        store = FaultyStore({})
+        await write_session(store, location=_process_location(), process=f"{runs.pid}-{state.started}")
+        follower = LeaseFollower(store, FOLDER)
+        assert await follower.read() is HolderState.ALIVE
+        await follower.wait()
+        assert anyio.current_time() == pytest.approx(10, abs=0.1)
+        runs.kill()
+        runs.wait()
+        await follower.wait()
+        assert anyio.current_time() == pytest.approx(11, abs=0.1)
+        assert await follower.read() is HolderState.DEAD
+        await follower.wait()
+        assert anyio.current_time() == pytest.approx(21, abs=0.1), "a dead session is not read each second"
+
+    try:
+        run_virtual(main)
+    finally:
+        runs.kill()
+        runs.communicate()
+
+
+def test_a_restarted_container_replaces_its_predecessor_at_once():
+    """Both are PID 1, and the kernel gives the number of the ended namespace to the next one."""
+
+    async def main() -> None:
+        store = FaultyStore({})
+        await write_session(store, location=_process_location(), process=f"{os.getpid()}-123")
+        await holder_of(store).acquire()
+        assert anyio.current_time() < 1
+
+    run_virtual(main)
 
 
 def test_processes_in_other_namespaces_are_not_checked():

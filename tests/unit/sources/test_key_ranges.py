@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -179,28 +179,27 @@ def test_split_points_are_ascending_and_valid_keys(keys: set[str], floor: int) -
     assert all(name.encode() and len(name.encode()) <= 1024 for name in listed_keys)
 
 
-RNG = random.Random(5)
-SHAPES = {
-    "counter": [f"frame-{number:09}.jpg" for number in range(20_000)],
-    "folders": [f"camera-{number // 700:03}/2026-11-01/frame-{number:09}.jpg" for number in range(20_000)],
-    "uuid": [str(uuid.UUID(int=RNG.getrandbits(128))) for _ in range(20_000)],
-    "hashed folders": [
-        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{RNG.getrandbits(160):040x}" for _ in range(20_000))
+SHAPES: dict[str, Callable[[random.Random], list[str]]] = {
+    "counter": lambda _: [f"frame-{number:09}.jpg" for number in range(20_000)],
+    "folders": lambda _: [f"camera-{number // 700:03}/2026-11-01/frame-{number:09}.jpg" for number in range(20_000)],
+    "uuid": lambda rng: [str(uuid.UUID(int=rng.getrandbits(128))) for _ in range(20_000)],
+    "hashed folders": lambda rng: [
+        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{rng.getrandbits(160):040x}" for _ in range(20_000))
     ],
-    "dates": [
+    "dates": lambda _: [
         f"{dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=7 * number):%Y/%m/%d/%H%M}"
         for number in range(20_000)
     ],
-    "one hot folder": ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
-    "each a prefix": [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
-    "alike to the end": ["x" * 900 + f"{number:05}" for number in range(20_000)],
-    "kanji": ["".join(chr(RNG.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
+    "one hot folder": lambda _: ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
+    "each a prefix": lambda _: [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
+    "alike to the end": lambda _: ["x" * 900 + f"{number:05}" for number in range(20_000)],
+    "kanji": lambda rng: ["".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_keys_of_any_shape_are_listed_concurrently(shape: str) -> None:
-    bucket = FakeBucket(SHAPES[shape], page_size=50)
+    bucket = FakeBucket(SHAPES[shape](random.Random(5)), page_size=50)
     pages = len(bucket.sorted) / bucket.page_size
     max_pages, round_pages = 160, 48
     page = bucket.read(None)

@@ -1,0 +1,59 @@
+"""Which notices are trouble, so that the webhook and SNS hear of them while the run continues."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from batchcl.events import Notice, Snapshot
+
+__all__ = ["TROUBLE", "Throttling", "TroubleFilter"]
+
+TROUBLE: Final = {
+    "credentials-failing": "Credentials fail; calls wait for up to five minutes.",
+    "holder-dead": "The process that worked on the run has died; this one, which waited for it, takes over.",
+    "lease-not-renewed": "The model's lease can't be renewed; if it expires, `batchcl model reap` stops the model.",
+    "lease-unknown": "The leases of the model can't be read, so it may not be stopped, or while others use it.",
+    "model-left": "An earlier session left the model running, and this one will not stop it.",
+    "model-not-ours": "The lease of the model expired and its tag was removed; this run no longer stops the model.",
+    "model-stop-failed": "Stopping the model failed; the run tries again.",
+    "paused": "Calls are paused, because the model is not ready or the service does not respond.",
+    "stalled": "No image got an outcome for a minute, although calls were due.",
+    "throttled": "For ten minutes, more than half of the calls were throttled.",
+}
+"""Kinds of notices that are trouble. A run that ends early is not among them: its end is a document of its own."""
+
+_REPEAT_S: Final = 15 * 60.0
+_MINUTES: Final = 10
+_SHARE: Final = 0.5
+
+
+class TroubleFilter:
+    """Passes trouble, each kind at most every 15 minutes."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def passes(self, notice: Notice, now: float) -> bool:
+        """Whether a document about `notice` is due."""
+        if notice.kind not in TROUBLE or now - self._last.get(notice.kind, -_REPEAT_S) < _REPEAT_S:
+            return False
+        self._last[notice.kind] = now
+        return True
+
+
+class Throttling:
+    """Finds out that a run is throttled for long; receives its counters every minute."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[int, int]] = deque(maxlen=_MINUTES + 1)
+
+    def check(self, now: Snapshot) -> Notice | None:
+        """A notice if more than half of the calls of the last ten minutes were throttled."""
+        self._counts.append((now.calls, now.throttled))
+        calls, throttled = (new - old for new, old in zip(self._counts[-1], self._counts[0], strict=True))
+        if len(self._counts) <= _MINUTES or throttled <= _SHARE * calls:
+            return None
+        self._counts.clear()
+        text = f"{throttled:,} of {calls:,} calls of the last {_MINUTES} minutes were throttled"
+        return Notice("throttled", text, {"calls": calls, "throttled": throttled}, level="warning")
