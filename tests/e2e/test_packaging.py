@@ -19,7 +19,7 @@ from batchcl.extras import EXTRAS
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(batchcl.__file__).parent
 SITE_PACKAGES = Path(pytest.__file__).parents[1]
-HIDDEN = sorted({"scipy", "markupsafe", *(module for modules in EXTRAS.values() for module in modules)})
+HIDDEN = sorted({"markupsafe", *(module.partition(".")[0] for modules in EXTRAS.values() for module in modules)})
 EVERY_COMMAND = ROOT / "tests" / "installed" / "every_command.py"
 
 
@@ -96,6 +96,7 @@ LINES = {
     "thresholds out --truth truth.manifest": "analysis",
     "report out --out report.html": "report",
     "run photos --model a@b --out out --report report.html": "report",
+    "run photos --model a@b --out out --otel": "otel",
     "run photos --emulator --out out": "emulator",
     "emulator": "emulator",
     "demo": "emulator",

@@ -19,6 +19,7 @@ PROVIDED: Final[Mapping[str, frozenset[str]]] = {
     "images": frozenset({"images"}),
     "analysis": frozenset({"analysis"}),
     "report": frozenset({"images", "analysis", "report"}),
+    "otel": frozenset({"otel"}),
     "emulator": frozenset({"images", "emulator", "analysis"}),  # scikit-learn needs numpy and scipy
 }
 """Extra → the extras whose packages it installs."""
@@ -50,6 +51,7 @@ ATTEMPTS: Final = (
     ("analysis", "thresholds {root} --truth {truth} --run a"),
     ("report", "report {root} --out {new}/report.html"),
     ("report", "run {images} --model {arn} --out {new}/reported --limit 3 --report {new}/run.html"),
+    ("otel", "run {images} --model {arn} --out {new}/traced --limit 3 --otel"),
     ("emulator", "run {images} --emulator --emulator-state {state} --out {new}/emulated --limit 3"),
     ("emulator", "demo {new}/demo --pictures"),
 )
