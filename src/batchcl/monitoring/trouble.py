@@ -1,4 +1,4 @@
-"""Which notices are trouble, so that the webhook and SNS hear of them while the run continues."""
+"""Which notices are trouble, and so are sent to the webhook and SNS while the run continues."""
 
 from __future__ import annotations
 
