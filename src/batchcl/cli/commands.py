@@ -11,6 +11,8 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from batchcl.errors import ExitCode
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -155,7 +157,18 @@ class _Command(TyperCommand):
             _write_section(formatter, heading, rows)
 
 
-class _Group(TyperGroup):
+class _HelpfulGroup(TyperGroup):
+    """A group that shows its help on stderr if no command is named, with exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`, or show the help."""
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(ExitCode.USAGE)
+        return super().parse_args(ctx, args)
+
+
+class _Group(_HelpfulGroup):
     """A group whose commands are listed with a whole sentence each."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -163,7 +176,7 @@ class _Group(TyperGroup):
         _write_section(formatter, "Commands", rows)
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(_HelpfulGroup):
     """`batchcl` itself."""
 
     def __init__(self, **settings: Any) -> None:
