@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -163,7 +164,8 @@ class _HelpfulGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `args`, or show the help."""
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
-            typer.echo(ctx.get_help(), err=True)
+            text = ctx.get_help()
+            sys.stderr.write(f"{text if sys.stderr.isatty() else typer.unstyle(text)}\n")
             ctx.exit(ExitCode.USAGE)
         return super().parse_args(ctx, args)
 
