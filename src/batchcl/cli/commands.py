@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "Entry", "LazyGroup"]
 
 _SCORE, _RESULTS, _MODELS, _OTHER = "Score images", "Read results", "Projects, datasets and models", "Other"
 _BETWEEN_EXAMPLES: Final = re.compile(r"\n\n(?=  \S)")
+_STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Entry(NamedTuple):
@@ -165,7 +166,7 @@ class _HelpfulGroup(TyperGroup):
         """Parse `args`, or show the help."""
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
             text = ctx.get_help()
-            sys.stderr.write(f"{text if sys.stderr.isatty() else typer.unstyle(text)}\n")
+            sys.stderr.write(f"{text if sys.stderr.isatty() else _STYLE.sub('', text)}\n")
             ctx.exit(ExitCode.USAGE)
         return super().parse_args(ctx, args)
 
