@@ -66,6 +66,7 @@ class Models:
         start_s: duration of a start, while the model is STARTING.
         stop_s: duration of a stop, while it is STOPPING.
         who: makes the calls; `started_by` has who started each model, and `stops` who stopped whose.
+        units: with which each model was started.
     """
 
     statuses: dict[str, str]
@@ -78,6 +79,18 @@ class Models:
     started_by: dict[str, str] = field(default_factory=dict)
     stops: list[tuple[str, str]] = field(default_factory=list)
     due: dict[str, tuple[float, str]] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    metered: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    running_since: dict[str, float] = field(default_factory=dict)
+
+    def billed_unit_s(self) -> float:
+        """The service's own meter: unit seconds in which models that were started here have been RUNNING."""
+        for name in self.statuses:
+            self.status(name)
+        now = anyio.current_time()
+        return sum(self.metered.values()) + sum(
+            (now - since) * self.units[name] for name, since in self.running_since.items()
+        )
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
@@ -93,7 +106,9 @@ class Models:
     def status(self, name: str) -> str:
         """As of now."""
         if name in self.due and self.due[name][0] <= anyio.current_time():
-            self.statuses[name] = self.due.pop(name)[1]
+            at, self.statuses[name] = self.due.pop(name)
+            if self.statuses[name] == "RUNNING":
+                self.running_since[name] = at
         return self.statuses[name]
 
     def _become(self, name: str, passing: str, status: str, seconds: float) -> None:
@@ -125,6 +140,9 @@ class Models:
             if self.status(name) in {"STARTING", "RUNNING", "STOPPING"}:
                 raise refused("ResourceInUseException")
             self._become(name, "STARTING", "RUNNING", self.start_s)
+            self.units[name] = arguments.get("MinInferenceUnits", 1)
+            if not self.start_s:
+                self.running_since[name] = anyio.current_time()
             self.started_by[name] = self.who
 
         await self._do("start", name, begin)
@@ -136,6 +154,8 @@ class Models:
             if self.status(name) != "RUNNING":
                 raise refused("ResourceInUseException")
             self._become(name, "STOPPING", "STOPPED", self.stop_s)
+            if name in self.running_since:
+                self.metered[name] += (anyio.current_time() - self.running_since.pop(name)) * self.units[name]
             self.stops.append((self.who, self.started_by.get(name, "")))
 
         await self._do("stop", name, end)
@@ -163,6 +183,7 @@ class _Pages:
         yield {
             "ProjectVersionDescriptions": [
                 {"ProjectVersionArn": arn_of(name), "Status": self._models.status(name)}
+                | ({"MinInferenceUnits": self._models.units[name]} if name in self._models.units else {})
                 for name in self._models.statuses
                 if name.startswith(f"{project}@") and (versions is None or name.partition("@")[2] in versions)
             ]

@@ -105,7 +105,7 @@ def _run(arguments: list[str]) -> int:
 def _report(error: BatchclError, arguments: list[str]) -> int:
     """Write the error that ended the command, with --json as an object, too. Returns the exit code."""
     write_line(str(error), event="error", level="error")
-    if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
+    if arguments[:1] in (["run"], ["pilot"], ["retry"]) and "--json" in arguments and error.summary is None:
         import orjson
 
         document = {"status": "refused", "reason": str(error), "exit_code": int(error.exit_code)}

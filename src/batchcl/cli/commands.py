@@ -45,10 +45,16 @@ COMMANDS: Final = {
         _SCORE,
         "Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.",
     ),
+    "pilot": Entry(
+        "pilot:pilot",
+        _SCORE,
+        "Score a random sample of the images, and estimate time and cost of the rest from its measured rate.",
+    ),
     "retry": Entry("retry:retry", _SCORE, "Retry the failed images of a run that may succeed."),
     "detect": Entry("detect:detect", _SCORE, "Score one or a few images with a running model, and show the response."),
     "status": Entry("status:status", _SCORE, "Show the state of a run."),
     "runs": Entry("status:runs", _SCORE, "List the runs of an output root, oldest first, with their cost so far."),
+    "costs": Entry("costs:costs", _SCORE, "Show what the model has cost, by month, model or run, and what for."),
     "labels": Entry("labels:labels", _RESULTS, "Count the images of each label, with the confidences."),
     "confidence": Entry(
         "confidence:confidence", _RESULTS, "Show a histogram of the confidences, to choose a threshold."

@@ -358,7 +358,7 @@ def _totals(summary: Summary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in _COUNTERS}
 
 
-def _status(summary: Summary | None, code: ExitCode) -> Literal["done", "stopped", "refused", "failed"]:
+def _status(summary: Summary | None, code: ExitCode) -> Literal["done", "stopped", "postponed", "refused", "failed"]:
     if summary is not None:
         return summary.status
     if code in {ExitCode.USAGE, ExitCode.REFUSED}:
