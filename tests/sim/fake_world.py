@@ -358,6 +358,8 @@ class FakeWorld:
     if_held: IfHeld = IfHeld.FAIL
     deadline: str | None = None
     max_cost: float | None = None
+    monthly_budget: float | None = None
+    model: str = MODEL
     min_images: int | None = None
     max_wait: str | None = None
 
@@ -409,7 +411,7 @@ class FakeWorld:
     async def _run(self, faults: FaultInjector, sample_images: int | None = None) -> Summary:
         job = self._job()
         ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
-        model, store = ModelArn.parse(MODEL), self.store(faults)
+        model, store = ModelArn.parse(self.model), self.store(faults)
         stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
 
@@ -488,7 +490,7 @@ class FakeWorld:
     def _job(self) -> Job:
         return Job(
             sources=("the world's images",),
-            model=MODEL,
+            model=self.model,
             out="memory",
             run_id=self.run_id,
             shard_size=self.shard_size,
@@ -500,6 +502,7 @@ class FakeWorld:
             if_held=self.if_held,
             deadline=self.deadline,
             max_cost=self.max_cost,
+            monthly_budget=self.monthly_budget,
             min_images=self.min_images,
             max_wait=self.max_wait,
         )

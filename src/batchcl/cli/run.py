@@ -143,6 +143,8 @@ def report_end(summary: Summary, *, json: bool, log_format: LogFormat | None, op
             write_line(resume)
         return
     write_line(text)
+    if bill := summary.describe_bill():
+        write_line(bill)
     if summary.lines is not None or summary.excluded:
         write_line(f"lists: {summary.describe_sources()}")
     for name, count in summary.filtered_by.items():

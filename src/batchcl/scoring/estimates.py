@@ -2,8 +2,9 @@
 
 - The rate of a session is its images divided by the seconds in which calls were made (billed as scoring or throttled;
   if the session did not pay for the model, all seconds from the first call to the last row). The rate of a number of
-  units is that of its newest `NEWEST` sessions together. Its range is that of the sessions with `ENOUGH_IMAGES` images
-  in `ENOUGH_S` seconds or more; if there are none, of all.
+  units is the median over the images of its newest `NEWEST` sessions, so that a night in which others used the capacity
+  does not change it. Its range is that of the sessions with `ENOUGH_IMAGES` images in `ENOUGH_S` seconds or more; if
+  there are none, of all.
 - A number of units whose sessions are shorter than that, all together, was not measured: its rate is scaled from the
   nearest number that was, in proportion to the units. Sessions with auto-scaling measure only their own setting, as the
   number of units that they ran with is unknown.
@@ -14,10 +15,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from statistics import median
 from typing import Final
 
@@ -251,11 +254,17 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
 
 
 def _rate_of(sessions: Sequence[SessionRecord]) -> Spread:
-    """Return the rate of all sessions together, and the range of those that are long enough."""
+    """Return the median rate of all images, and the range of the sessions that are long enough."""
     long_enough = [each for each in sessions if _are_enough([each])] or sessions
     rates = [each.images / calling_s(each) for each in long_enough]
-    typical = sum(each.images for each in sessions) / sum(map(calling_s, sessions))
+    typical = _median_rate(sessions)
     return Spread(typical, min(*rates, typical), max(*rates, typical))
+
+
+def _median_rate(sessions: Sequence[SessionRecord]) -> float:
+    rates = sorted((each.images / calling_s(each), each.images) for each in sessions)
+    counts = list(accumulate(images for _, images in rates))
+    return rates[bisect_left(counts, counts[-1] / 2)][0]
 
 
 def _are_enough(sessions: Sequence[SessionRecord]) -> bool:

@@ -157,7 +157,7 @@ class Session:
             self.record.run_id,
             number=lambda: self.lease.number,
             model_manager=self.context.model_manager,
-            month=lambda: f"{self.context.utcnow().astimezone(dt.UTC):%Y-%m}",
+            utcnow=self.context.utcnow,
         )
         self._units = AutoUnitsChooser(
             job=self.job,
@@ -178,6 +178,8 @@ class Session:
             failure = error
         totals: Totals | None = None
         stop_signal = self.context.stop_signal
+        with stop_signal.bounded(RECORDS), suppress(OutputError):
+            await self._budget.record()
         if failure is None:
             failure = stop_signal.error  # remains if the check takes longer than the time limit of the stop signal
             with stop_signal.bounded(RECORDS):
@@ -275,7 +277,7 @@ class Session:
             calls, throttled = progress.calls, progress.throttled
             if self._engine.is_awaiting_last:
                 meter.attribute({BilledUse.TAIL: 1.0})
-            elif sent <= 0 and not progress.in_flight:
+            elif sent <= 0 and not progress.in_flight and not self._engine.is_pacing:
                 meter.attribute({BilledUse.IDLE: 1.0})
             else:
                 share = min(1.0, max(0.0, refused / max(1, sent)))
