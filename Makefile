@@ -52,6 +52,11 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 	@BATCHCL_MONTH_SCALE=10 $(BIN)/python -m pytest --capture=no tests/sim/test_month.py
 	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
 
+installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
+	@test -x $(VENV)-installers/bin/python || $(PYTHON) -m venv $(VENV)-installers
+	@$(VENV)-installers/bin/python -m pip install --quiet --disable-pip-version-check pipx uv
+	@BATCHCL_INSTALLERS=$(VENV)-installers/bin $(BIN)/python -m pytest tests/installed
+
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
@@ -73,6 +78,7 @@ airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environm
 	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@$(BIN)/mypy --python-executable $(VENV)-airflow/bin/python --follow-imports=silent src/batchcl/airflow.py configs/airflow/*.py
 	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
@@ -87,5 +93,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache \
-	  .hypothesis
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache \
+	  .mypy_cache .pytest_cache .hypothesis

@@ -278,12 +278,13 @@ class JobOptions:
         ),
     ] = None
     otel: Annotated[
-        bool, Option("Send metrics and a trace by OpenTelemetry's OTLP, as the OTEL_... variables say.", MONITORING)
+        bool,
+        Option("Send metrics and a trace by OTLP, configured by OpenTelemetry's environment variables.", MONITORING),
     ] = False
     ping: Annotated[
         str | None,
         Option(
-            "Ping this URL at the start, /start, and at the end, with the exit code, as Healthchecks expects.",
+            "Ping this URL at the start and, with the exit code, at the end, by Healthchecks' protocol.",
             MONITORING,
             "URL",
             is_secret=True,

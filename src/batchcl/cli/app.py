@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import sys
 from contextlib import suppress
 from itertools import pairwise
@@ -72,6 +71,10 @@ def main() -> None:
 
 def _raise_file_limit() -> None:
     """Raise the soft limit of open files to the hard limit; the low default is for programs that use select()."""
+    if sys.platform == "win32":  # which has no such limit
+        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
         with suppress(OSError, ValueError):  # some systems allow less than they report
