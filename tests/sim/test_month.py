@@ -368,7 +368,7 @@ def test_no_run_and_no_month_costs_more_than_its_budget():
 
 
 def test_measures_with_and_without():
-    """An image costs the same with any number of units; a start, and the time in which nobody works on a run, do not."""
+    """An image costs the same with any number of units; a start does not, nor the time in which a run is dead."""
     plain = month(Units(MAX_UNITS), None)
     rows = [("--start-model 5", plain), ("--start-model auto --min-images", best())]
     if "BATCHCL_MONTH_SCALE" in os.environ:
