@@ -402,11 +402,8 @@ def rooted(**more: Any) -> BilledWorld:
     """A root whose model scores 2.8 images per second and unit."""
     models = Models({"cats@v1": "STOPPED"}, start_s=300.0, stop_s=30.0)
     service = Service(tps=lambda _: 2.8 * models.units["cats@v1"], latency_s=lambda rng: rng.uniform(0.4, 1.2))
-    return BilledWorld(
-        **{"images": [], "service": service, "models": models, "page": 1000, "shard_size": 1000, "max_in_flight": 32}
-        | {"model": arn_of("cats@v1"), "units": Units(1)}
-        | more
-    )
+    world = BilledWorld([], service, models=models, page=1000, shard_size=1000, max_in_flight=32)
+    return replace(world, model=arn_of("cats@v1"), units=Units(1), **more)
 
 
 async def metered_usd(world: BilledWorld, act: Callable[[], Awaitable[object]]) -> float:
