@@ -403,7 +403,8 @@ def rooted(**more: Any) -> BilledWorld:
     models = Models({"cats@v1": "STOPPED"}, start_s=300.0, stop_s=30.0)
     service = Service(tps=lambda _: 2.8 * models.units["cats@v1"], latency_s=lambda rng: rng.uniform(0.4, 1.2))
     world = BilledWorld([], service, models=models, page=1000, shard_size=1000, max_in_flight=32)
-    return replace(world, model=arn_of("cats@v1"), units=Units(1), **more)
+    changes: dict[str, Any] = {"model": arn_of("cats@v1"), "units": Units(1)} | more
+    return replace(world, **changes)
 
 
 async def metered_usd(world: BilledWorld, act: Callable[[], Awaitable[object]]) -> float:
