@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import math
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -105,7 +106,6 @@ class StubControl:
 
 async def score(out: str, images: int, *, detector: StubDetector | None = None, run_id: str = "r") -> dict[str, object]:
     """Do the run, or go on with it; its summary."""
-    begun_at = anyio.current_time()
     job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
     observer, stop_signal, model = SilentObserver(), StopSignal(), ModelArn.parse(MODEL)
     model_manager = ModelManager(
@@ -123,7 +123,7 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
         detector=detector or StubDetector(),
         observer=observer,
         stop_signal=stop_signal,
-        begun_at=begun_at,
+        ends_at=math.inf,
     )
     summary = await execute(job, state, context)
     return summary.as_dict()

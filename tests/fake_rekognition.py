@@ -66,6 +66,7 @@ class Models:
         start_s: duration of a start, while the model is STARTING.
         stop_s: duration of a stop, while it is STOPPING.
         who: makes the calls; `started_by` has who started each model, and `stops` who stopped whose.
+        units: with which each model was started.
     """
 
     statuses: dict[str, str]

@@ -7,8 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
-`running_models`, `costs`, `reconcile_costs`, `show`, `watch_run` and `write_report`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `pilot`, `plan`, `retry`, `detect`,
+`doctor`, `running_models`, `costs`, `reconcile_costs`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         detect_sync,
         doctor_sync,
         export_annotations_sync,
+        pilot_sync,
         plan_sync,
         reconcile_costs_sync,
         retry_sync,
@@ -83,12 +84,14 @@ if TYPE_CHECKING:
     from batchcl.job import Job, load_job
     from batchcl.lifetime.running import AgeSource, RunningModel, RunningModels, running_models
     from batchcl.outcomes import Counts, Detection, Label
-    from batchcl.quantities import Tolerance, Units
+    from batchcl.quantities import AutoUnits, Tolerance, Units
     from batchcl.report.show import show
     from batchcl.report.write import Report, write_report
     from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
-    from batchcl.scoring.plan import Estimate, Plan, plan
+    from batchcl.scoring.estimates import Basis, Estimate
+    from batchcl.scoring.pilot import Pilot, PilotRate, pilot
+    from batchcl.scoring.plan import DeadlinePlan, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
     from batchcl.stop_signal import StopSignal
@@ -99,8 +102,10 @@ __all__ = [
     "AgeSource",
     "AnnotationExport",
     "ArchiveMember",
+    "AutoUnits",
     "Aws",
     "AwsSettings",
+    "Basis",
     "Batch",
     "BatchclError",
     "CallError",
@@ -114,6 +119,7 @@ __all__ = [
     "Counts",
     "CredentialsError",
     "CredentialsFailingError",
+    "DeadlinePlan",
     "DetectResult",
     "Detection",
     "Diagnosis",
@@ -143,6 +149,8 @@ __all__ = [
     "Order",
     "OutputCredentialsError",
     "OutputError",
+    "Pilot",
+    "PilotRate",
     "Plan",
     "Progress",
     "Reconciliation",
@@ -196,6 +204,8 @@ __all__ = [
     "export_parquet",
     "load_job",
     "open_results",
+    "pilot",
+    "pilot_sync",
     "plan",
     "plan_sync",
     "read_truth",
@@ -235,6 +245,7 @@ _EXPORTS = {
         "detect_sync",
         "doctor_sync",
         "export_annotations_sync",
+        "pilot_sync",
         "plan_sync",
         "reconcile_costs_sync",
         "retry_sync",
@@ -251,12 +262,14 @@ _EXPORTS = {
     "batchcl.job": ("Job", "load_job"),
     "batchcl.lifetime.running": ("AgeSource", "RunningModel", "RunningModels", "running_models"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
-    "batchcl.quantities": ("Tolerance", "Units"),
+    "batchcl.quantities": ("AutoUnits", "Tolerance", "Units"),
     "batchcl.report.show": ("show",),
     "batchcl.report.write": ("Report", "write_report"),
     "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
-    "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
+    "batchcl.scoring.estimates": ("Basis", "Estimate"),
+    "batchcl.scoring.pilot": ("Pilot", "PilotRate", "pilot"),
+    "batchcl.scoring.plan": ("DeadlinePlan", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),
     "batchcl.stop_signal": ("StopSignal",),

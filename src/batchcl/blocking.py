@@ -24,6 +24,7 @@ from batchcl.report.write import Report, write_report
 from batchcl.runs.lease import HEARTBEAT_S
 from batchcl.runs.watch import WatchedRun, watch_run
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
+from batchcl.scoring.pilot import PILOT_IMAGES, Pilot, pilot
 from batchcl.scoring.plan import Plan, plan
 from batchcl.scoring.retry import retry
 from batchcl.scoring.run import run
@@ -46,6 +47,7 @@ __all__ = [
     "detect_sync",
     "doctor_sync",
     "export_annotations_sync",
+    "pilot_sync",
     "plan_sync",
     "reconcile_costs_sync",
     "retry_sync",
@@ -68,6 +70,19 @@ def run_sync(
     """
     stop_signal = stop_signal or StopSignal()
     return _wait(partial(run, job, observer=observer, stop_signal=stop_signal, aws=aws), stop_signal)
+
+
+def pilot_sync(
+    job: Job,
+    *,
+    images: int = PILOT_IMAGES,
+    observer: Observer | None = None,
+    stop_signal: StopSignal | None = None,
+    aws: Aws | None = None,
+) -> Pilot:
+    """`pilot`, blocking; an interrupt is handled as by `run_sync`."""
+    stop_signal = stop_signal or StopSignal()
+    return _wait(partial(pilot, job, images=images, observer=observer, stop_signal=stop_signal, aws=aws), stop_signal)
 
 
 def retry_sync(

@@ -8,6 +8,7 @@ import inspect
 import os
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,7 +34,16 @@ from batchcl.errors import SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
 from batchcl.monitoring.targets import CHECKS as MONITORING
 from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
-from batchcl.quantities import Tolerance, Units, duration_text, parse_datetime, parse_duration
+from batchcl.quantities import (
+    AutoUnits,
+    Tolerance,
+    Units,
+    deadline_s,
+    duration_text,
+    parse_datetime,
+    parse_duration,
+    parse_units,
+)
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters, Sample
@@ -48,6 +58,8 @@ NO_MODEL: Final = "arn:aws:rekognition:us-east-1:000000000000:project/none/versi
 """Placeholder for a model that is not known yet; its region has no meaning."""
 
 _MIN_GRACE_S: Final = 2.0
+_MISSED_NIGHT: Final = dt.timedelta(hours=12)
+"""A run that a scheduler repeats after its deadline should not go on until the next day; the next night it should."""
 _LIST_KEYS: Final = (
     "uri_column",
     "bucket_column",
@@ -136,6 +148,16 @@ def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
     return read
 
 
+def _deadline(value: object) -> str:
+    if isinstance(value, dt.time):
+        if value.tzinfo not in {None, dt.UTC}:
+            raise ValueError("expected a time of day in UTC")
+        return value.strftime("%H:%M:%S")
+    text = duration_text(value) if isinstance(value, dt.timedelta) else _text(value)
+    deadline_s(text, now=dt.datetime.now(dt.UTC))
+    return text
+
+
 def _moment(value: object) -> str:
     if isinstance(value, dt.timedelta):
         text = duration_text(value)
@@ -184,8 +206,8 @@ def _tolerance(value: object) -> str:
 
 
 def _units(value: object) -> str:
-    text = str(value) if _is_int(value) or isinstance(value, Units) else _text(value)
-    Units.parse(text)
+    text = str(value) if _is_int(value) or isinstance(value, Units | AutoUnits) else _text(value)
+    parse_units(text)
     return text
 
 
@@ -206,7 +228,8 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "sample": _sample,
     "max_failures": _tolerance,
     "report": _local_file,
-    "deadline": _duration_that(parse_duration),
+    "deadline": _deadline,
+    "max_wait": _duration_that(parse_duration),
     "grace": _duration_that(grace_seconds),
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
@@ -229,8 +252,9 @@ class Job(BaseModel, JobOptions, frozen=True):
     """One scoring job. Every field is also a key of a job file and a flag of `batchcl run`.
 
     Fields accept what is natural in Python, and keep it as text: `sources` one or several paths or URIs; `deadline`,
-    `grace` and `lease` a `timedelta`; `newer_than` and `older_than` a `datetime`, `date` or `timedelta`; `start_model`
-    a number or `Units`. Raises `UsageError` for a value or combination that is not valid.
+    `max_wait`, `grace` and `lease` a `timedelta`, `deadline` also a `time` in UTC; `newer_than` and `older_than` a
+    `datetime`, `date` or `timedelta`; `start_model` a number, `Units` or `"auto"`. Raises `UsageError` for a value or
+    combination that is not valid.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -283,12 +307,29 @@ class Job(BaseModel, JobOptions, frozen=True):
                 "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours); "
                 "with --emulator, the command line needs none"
             )
+        self._check_min_images()
         if self.scheduled_stop_role is not None and (self.start_model is None or self.deadline is None):
             raise _InvalidJobError(
                 "{scheduled_stop_role} stops a model that the run started, after its deadline: "
                 "use {start_model} and {deadline}, too"
             )
         return self
+
+    def _check_min_images(self) -> None:
+        if (self.min_images is None) != (self.max_wait is None):
+            raise _InvalidJobError("{min_images} and {max_wait} need each other; use both")
+        if self.max_wait_s is None:
+            return
+        if not self.incremental:
+            raise _InvalidJobError(
+                "{min_images} needs {incremental}, by which a later run finds the images of a postponed one"
+            )
+        with suppress(UsageError):  # not a duration, but a fixed time
+            if parse_duration(str(self.newer_than)) <= self.max_wait_s:
+                raise _InvalidJobError(
+                    f"{{newer_than}} {self.newer_than} is not longer than {{max_wait}} {self.max_wait}: images of a "
+                    "postponed run would become too old; use a longer {newer_than}"
+                )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -328,10 +369,26 @@ class Job(BaseModel, JobOptions, frozen=True):
         """`sse` and `sse_kms_key_id`."""
         return Encryption(self.sse, self.sse_kms_key_id)
 
+    def deadline_s(self, now: dt.datetime) -> float | None:
+        """Seconds from `now` to `deadline`."""
+        return None if self.deadline is None else deadline_s(str(self.deadline), now=now)
+
     @property
-    def deadline_s(self) -> float | None:
-        """`deadline` in seconds."""
-        return None if self.deadline is None else parse_duration(str(self.deadline))
+    def max_wait_s(self) -> float | None:
+        """`max_wait` in seconds."""
+        return None if self.max_wait is None else parse_duration(str(self.max_wait))
+
+    @property
+    def ends_at_time_of_day(self) -> bool:
+        """Whether `deadline` is a time of day, not a duration."""
+        return ":" in str(self.deadline or "")
+
+    def has_passed_deadline(self, *, since: dt.datetime, now: dt.datetime) -> bool:
+        """Whether `deadline` is a time of day that a run of `since` has passed, less than twelve hours ago."""
+        if not self.ends_at_time_of_day:
+            return False
+        passed = now + dt.timedelta(seconds=deadline_s(str(self.deadline), now=now), days=-1)
+        return passed > max(since, now - _MISSED_NIGHT)
 
     @property
     def grace_s(self) -> float:
@@ -344,9 +401,9 @@ class Job(BaseModel, JobOptions, frozen=True):
         return lease_seconds(str(self.lease))
 
     @property
-    def units(self) -> Units | None:
+    def units(self) -> Units | AutoUnits | None:
         """`start_model`, parsed."""
-        return None if self.start_model is None else Units.parse(str(self.start_model))
+        return None if self.start_model is None else parse_units(str(self.start_model))
 
     @property
     def lists(self) -> ListOptions:

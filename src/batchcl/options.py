@@ -15,7 +15,7 @@ from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 
 from batchcl.choices import IfHeld, ServerSideEncryption, SourceKind, Transport
-from batchcl.quantities import MAX_INT32, Units
+from batchcl.quantities import MAX_INT32, AutoUnits, Units
 
 __all__ = ["JobOptions", "Option", "OptionField", "flag_of", "option_fields", "variable_of"]
 
@@ -34,6 +34,7 @@ _FLAG: Final = re.compile(r"--([a-z-]+)")
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Duration: TypeAlias = str | dt.timedelta
+Deadline: TypeAlias = str | dt.timedelta | dt.time
 Moment: TypeAlias = str | dt.date | dt.timedelta
 """A `datetime` is a `date`, too."""
 
@@ -195,7 +196,12 @@ class JobOptions:
         ),
     ] = None
     deadline: Annotated[
-        Duration | None, Option("Stop after this time, such as 6h; the run can be resumed.", LIMITS, "DURATION")
+        Deadline | None,
+        Option(
+            "Stop after this time, such as 6h, or at this time of day in UTC, such as 06:00; the run can be resumed.",
+            LIMITS,
+            "6h|06:00",
+        ),
     ] = None
     grace: Annotated[Duration, Option("Longest time from a signal to the exit.", LIMITS, "DURATION")] = "25s"
     max_cost: Annotated[
@@ -207,6 +213,24 @@ class JobOptions:
     monthly_budget: Annotated[
         float | None,
         Option("Stop when the runs of ROOT have cost this many dollars in this month, in UTC.", LIMITS, "USD", above=0),
+    ] = None
+    min_images: Annotated[
+        int | None,
+        Option(
+            "Postpone a run with fewer images that need a call; needs --max-wait and --incremental.",
+            LIMITS,
+            "N",
+            minimum=1,
+            maximum=MAX_INT64,
+        ),
+    ] = None
+    max_wait: Annotated[
+        Duration | None,
+        Option(
+            "Postpone no run this long after the start of the last one that scored; needs --min-images.",
+            LIMITS,
+            "DURATION",
+        ),
     ] = None
 
     sse: Annotated[
@@ -225,9 +249,12 @@ class JobOptions:
     shard_size: Annotated[int, Option("Images per published file.", OUTPUT, "N", minimum=1, maximum=1_000_000)] = 10_000
 
     start_model: Annotated[
-        int | str | Units | None,
+        int | str | Units | AutoUnits | None,
         Option(
-            "Start the model with 1 to 5 inference units if it is not running; stop it at the end.", MODEL, "MIN[:MAX]"
+            "Start the model with 1 to 5 inference units if it is not running; stop it at the end. auto: with the "
+            "fewest that meet the deadline.",
+            MODEL,
+            "MIN[:MAX]|auto[:MAX]",
         ),
     ] = None
     keep_model: Annotated[bool, Option("Leave the model running that this run started.", MODEL)] = False
@@ -251,12 +278,13 @@ class JobOptions:
         ),
     ] = None
     otel: Annotated[
-        bool, Option("Send metrics and a trace by OpenTelemetry's OTLP, as the OTEL_... variables say.", MONITORING)
+        bool,
+        Option("Send metrics and a trace by OTLP, configured by OpenTelemetry's environment variables.", MONITORING),
     ] = False
     ping: Annotated[
         str | None,
         Option(
-            "Ping this URL at the start, /start, and at the end, with the exit code, as Healthchecks expects.",
+            "Ping this URL at the start and, with the exit code, at the end, by Healthchecks' protocol.",
             MONITORING,
             "URL",
             is_secret=True,

@@ -13,19 +13,24 @@ from batchcl.errors import UsageError
 __all__ = [
     "MAX_INT32",
     "MAX_UNITS",
+    "AutoUnits",
     "Tolerance",
     "Units",
     "clock_text",
     "confidence_hint",
+    "deadline_s",
     "duration_text",
     "parse_datetime",
     "parse_duration",
+    "parse_units",
+    "period_text",
     "pluralize",
     "rate_text",
 ]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
+_TIME_OF_DAY: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?Z?")
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 MAX_INT32: Final = 2**31 - 1
@@ -61,6 +66,24 @@ def parse_duration(duration: str) -> float:
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
 
 
+def deadline_s(text: str, *, now: dt.datetime) -> float:
+    """Seconds from `now` to a deadline: a duration, or the next time that it is this time of day in UTC, such as 06:00.
+
+    Raises `UsageError`.
+    """
+    if (match := _TIME_OF_DAY.fullmatch(text)) is not None:
+        hour, minute, second = (int(part or 0) for part in match.groups())
+        now = now.astimezone(dt.UTC)
+        at = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
+        return (at - now).total_seconds() if at > now else (at + dt.timedelta(days=1) - now).total_seconds()
+    try:
+        return parse_duration(text)
+    except UsageError as error:
+        raise UsageError(
+            f"{text!r} is neither a duration nor a time of day; write it like 6h, 90m or 1h30m, or like 06:00 (UTC)"
+        ) from error
+
+
 def duration_text(duration: dt.timedelta) -> str:
     """`duration` as `parse_duration` reads it, such as `1h30m`. Raises `UsageError` for a negative one."""
     if duration < dt.timedelta(0):
@@ -83,6 +106,25 @@ def clock_text(seconds: float) -> str:
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     return f"{days:,} d {hour:02}:{minute:02}" if days else f"{hour}:{minute:02}:{second:02}"
+
+
+def period_text(seconds: float) -> str:
+    """A period in words: `45 s`, `4 min 10 s`, `12 min`, `3 h 20 min`, `2 d 5 h`; `?` if it is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 99.5:  # noqa: PLR2004 - two digits
+        return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{max(0.0, seconds):.0f} s"  # noqa: PLR2004 - one digit
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 10:  # noqa: PLR2004 - one digit
+        return f"{minutes} min {second} s" if second else f"{minutes} min"
+    minutes = round(seconds / 60)
+    if minutes < 100:  # noqa: PLR2004 - two digits
+        return f"{minutes} min"
+    hours, minute = divmod(minutes, 60)
+    if hours < 48:  # noqa: PLR2004 - two days
+        return f"{hours} h {minute} min" if minute else f"{hours} h"
+    days, hour = divmod(round(seconds / 3600), 24)
+    return f"{days:,} d {hour} h" if hour else f"{days:,} d"
 
 
 def rate_text(per_second: float) -> str:
@@ -158,8 +200,7 @@ class Units:
             units = cls(int(low), int(high) if colon else None)
         except ValueError:
             raise UsageError(f"{text!r} are not inference units; write MIN or MIN:MAX, such as 2 or 1:3") from None
-        highest = units.minimum if units.maximum is None else units.maximum
-        if not 1 <= units.minimum <= highest <= MAX_UNITS:
+        if not 1 <= units.minimum <= units.highest <= MAX_UNITS:
             raise UsageError(f"inference units {text!r} are out of range: 1 <= MIN <= MAX <= {MAX_UNITS}")
         return units
 
@@ -167,6 +208,38 @@ class Units:
         return str(self.minimum) if self.maximum is None else f"{self.minimum}:{self.maximum}"
 
     @property
+    def highest(self) -> int:
+        """The largest number of units that the model may have."""
+        return self.minimum if self.maximum is None else self.maximum
+
+    @property
     def words(self) -> str:
         """`1 inference unit`, `2 inference units`, `1:3 inference units`."""
         return f"{self} inference unit{'' if str(self) == '1' else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoUnits:
+    """As many inference units as the number of images and the deadline need, and at most `highest`."""
+
+    highest: int = MAX_UNITS
+
+    def __str__(self) -> str:
+        return "auto" if self.highest == MAX_UNITS else f"auto:{self.highest}"
+
+    @property
+    def words(self) -> str:
+        """`1 to 5 inference units`."""
+        return "1 inference unit" if self.highest == 1 else f"1 to {self.highest} inference units"
+
+
+def parse_units(text: str) -> Units | AutoUnits:
+    """Read `MIN`, `MIN:MAX`, `auto` or `auto:MAX`; raises `UsageError`."""
+    first, colon, highest = text.partition(":")
+    if first != "auto":
+        return Units.parse(text)
+    if not colon:
+        return AutoUnits()
+    if not (highest.isascii() and highest.isdigit() and 1 <= int(highest) <= MAX_UNITS):
+        raise UsageError(f"{text!r}: the largest number of inference units is 1 to {MAX_UNITS}, such as auto:3")
+    return AutoUnits(int(highest))

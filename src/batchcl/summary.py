@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 __all__ = ["BILLED_USES", "SessionRecord", "SourceCounts", "Summary", "rate"]
 
 
-Status = Literal["done", "stopped"]
+Status = Literal["done", "stopped", "postponed"]
 
 BILLED_USES: Final = ("start", "scoring", "throttled", "idle", "tail", "stop")
 """What a billed second of the model is used for; `batchcl.lifetime.meter` says when."""
@@ -130,8 +130,9 @@ class Summary(SourceCounts):
     """The summary of a run, over all its sessions; `planned` excludes images that another run has scored since.
 
     Attributes:
-        status: `done` if every image on the work list has a row, else `stopped`.
-        reason: why it stopped.
+        status: `done` if every image on the work list has a row, `postponed` if there were fewer than `min_images`, so
+            that no run was recorded, else `stopped`.
+        reason: why it stopped, or was postponed.
         unlabelled: scored images for which the model found no label; they are also counted as `scored`.
         calls: DetectCustomLabels calls, including throttled ones.
         throttled: calls refused for capacity.

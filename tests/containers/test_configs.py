@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import tomllib
@@ -153,7 +154,7 @@ def test_a_night_ends_before_its_own_deadline(manifests, template, tmp_path):
     """Schedulers retry exit code 4, with which a run ends at its deadline, but nothing that they ended themselves."""
     nightly = manifests["CronJob batchcl-nightly"]["spec"]["jobTemplate"]["spec"]
     (tmp_path / "nightly.toml").write_text(manifests["ConfigMap batchcl-nightly"]["data"]["nightly.toml"])
-    deadline_s = load_job(tmp_path / "nightly.toml").deadline_s
+    deadline_s = load_job(tmp_path / "nightly.toml").deadline_s(dt.datetime.now(dt.UTC))
     assert deadline_s is not None
     assert nightly["activeDeadlineSeconds"] < deadline_s
     assert template["JobDefinition"]["Timeout"]["AttemptDurationSeconds"] < deadline_s

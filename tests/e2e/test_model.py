@@ -36,10 +36,11 @@ def journalled(root: Path) -> list[int]:
 
 def test_a_run_starts_the_model_scores_and_stops_it(cli, demo, slow, tmp_path):
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 4)
-    done = cli(*job, "--start-model", "2:3", "--json", env=aws_env(slow))
+    done = cli(*job, "--start-model", "auto:3", "--json", env=aws_env(slow))
     assert done.code == 0, done.err
     assert done.json["scored"] == 4
     assert 0 < done.json["cost_usd"] < 0.1
+    assert "starting the model with 1 inference unit: 4 images take about 11 s at 2.8 images/s (assumed)" in done.err
     assert "digits@v1 is STARTING" in done.err
     assert "digits@v1 is RUNNING" in done.err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}

@@ -256,4 +256,6 @@ def test_plan_counts_without_a_call(cli, demo, tmp_path):
     assert (plan["planned"], plan["calls"], plan["skipped"]) == (2, 1, {"UnsupportedExtension": 1})
     assert plan["bytes"] == (tmp_path / "00000.png").stat().st_size
     assert [each["units"] for each in plan["estimates"]] == [1, 2, 3, 4, 5]
-    assert plan["estimates"][0]["dollars"] == pytest.approx(1 / 2.8 / 3600 * 4)
+    first = plan["estimates"][0]
+    assert (first["basis"], first["images_per_second"], plan["starts"]) == ("assumed", 2.8, 0)
+    assert first["dollars"] == pytest.approx((1 / 2.8 + plan["overhead_s"]) / 3600 * 4)

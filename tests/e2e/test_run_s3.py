@@ -13,6 +13,7 @@ from PIL import Image
 import batchcl
 from batchcl.analysis.results import open_results
 from batchcl.aws.session import Aws
+from commands import run_command
 from servers import aws_env, client, make_bucket, serving, start_model
 
 HARD_KEY = "a b+c%2F é.jpg"
@@ -130,6 +131,24 @@ def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service,
         assert "send the images as bytes with --cross-region" in done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())
+
+
+def test_plan_counts_identical_content_and_marks_the_requested_units(monkeypatch, demo, service, moto):
+    s3 = client("s3", moto)
+    make_bucket(s3, "copies")
+    for key, body in {"a.jpg": b"1", "b.jpg": b"2", "c.jpg": b"1", "d.jpg": b"1"}.items():
+        s3.put_object(Bucket="copies", Key=key, Body=body)
+    for name, value in aws_env(service, moto).items():
+        monkeypatch.setenv(name, value)
+    job = ("plan", "s3://copies/", "--model", demo.arn, "--start-model", "2", "--deadline", "35m")
+    plan = run_command(*job, "--json").json
+    assert (plan["calls"], plan["identical"], plan["repeated"]) == (4, 3, 2)
+    assert plan["repeated_dollars"] == pytest.approx(2 * 4 / 3600 / 2.8)
+    shown = run_command(*job).out
+    assert "3 share ETag and size with another one; 2 of them repeat a content, and scoring these costs $0.00" in shown
+    assert "\n2 (requested)  5.6 (2.8 to 11.2) " in shown
+    assert "start-up before it, assumed and not billed: 15 min (5 min to 30 min)" in shown
+    assert "Deadline 35m: met with 1 inference unit, for about $0.01; it needs 33 min at the slow end" in shown
 
 
 def test_cross_region_images_are_sent_as_bytes(cli, demo, service, moto, tmp_path):

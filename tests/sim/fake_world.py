@@ -12,7 +12,7 @@ import datetime as dt
 import io
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
@@ -40,8 +40,9 @@ from batchcl.runs.lease import RunLease, read_lease
 from batchcl.runs.ledger import SEGMENT_ENTRIES
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
+from batchcl.scoring.bounds import deadline_at
 from batchcl.scoring.retry import completes_followed_round, execute_round, job_of_round, waiter_for_retry
-from batchcl.scoring.run import execute, find_resume_state, summary_of_done_run, waiter_for_run
+from batchcl.scoring.run import count_new_run, execute, find_resume_state, summary_of_done_run, waiter_for_run
 from batchcl.scoring.session import RunContext
 from batchcl.scoring.source_checks import CheckedSources, ReadCheck, skip_read_check
 from batchcl.sources.base import SourceCheck
@@ -358,6 +359,9 @@ class FakeWorld:
     deadline: str | None = None
     max_cost: float | None = None
     monthly_budget: float | None = None
+    model: str = MODEL
+    min_images: int | None = None
+    max_wait: str | None = None
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
         """Open the output root for a session."""
@@ -375,6 +379,10 @@ class FakeWorld:
     async def run(self, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
         """One session of `batchcl run`: its summary, its error, or None if it was killed or cancelled."""
         return await _outcome(self._run, faults or FaultInjector())
+
+    async def pilot(self, images: int, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
+        """One session of `batchcl pilot`; returns the same as `run`."""
+        return await _outcome(partial(self._run, sample_images=images), faults or FaultInjector())
 
     async def retry(
         self, faults: FaultInjector | None = None, *, codes: Sequence[str] = (), fit: bool = False
@@ -400,9 +408,10 @@ class FakeWorld:
             ends.append(end)
         raise AssertionError(f"not done after {tries} sessions: {ends}")
 
-    async def _run(self, faults: FaultInjector) -> Summary:
-        job, begun_at = self._job(), anyio.current_time()
-        model, store = ModelArn.parse(MODEL), self.store(faults)
+    async def _run(self, faults: FaultInjector, sample_images: int | None = None) -> Summary:
+        job = self._job()
+        ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
+        model, store = ModelArn.parse(self.model), self.store(faults)
         stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
 
@@ -412,15 +421,23 @@ class FakeWorld:
 
         async def attempt() -> Summary:
             state = await find_resume_state(job, model, store, check=check, observer=self.observer)
+            if not state.is_resumed:
+                state = replace(state, record=replace(state.record, started_at=utcnow()))
             if state.summary is not None:
                 return await summary_of_done_run(
                     job, state.summary, nullcontext(), self.observer, followed=waiter.followed
                 )
-            async with self.detector() as service:
-                context = self._with_preparer(self._context(faults, service, begun_at), job)
-                return await execute(job, state, context, dead=waiter.dead)
+            async with AsyncExitStack() as listing, self.detector() as service:
+                batch = None
+                if sample_images is None:
+                    batch = await count_new_run(job, state, listing, observer=self.observer)
+                if isinstance(batch, Summary):
+                    return batch
+                context = self._with_preparer(self._context(faults, service, ends_at), job)
+                state = replace(state, pages=batch)
+                return await execute(job, state, context, dead=waiter.dead, sample_images=sample_images)
 
-        waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, begun_at=begun_at)
+        waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
 
     def _sources(self, faults: FaultInjector) -> list[FaultySource]:
@@ -435,6 +452,7 @@ class FakeWorld:
         assert record is not None
         changes = {"out": "memory", "if_held": self.if_held} | ({"fit": True} if fit else {})
         job = await job_of_round(store, record, changes)
+        ends_at = deadline_at(job, begun_at=begun_at, now=utcnow())
 
         async def attempt() -> Summary:
             earlier = await read_summary(store, self.run_id)
@@ -442,7 +460,7 @@ class FakeWorld:
             if await completes_followed_round(store, earlier, job, codes=codes, followed=waiter.followed):
                 return earlier
             async with self.detector() as service:
-                context = self._with_preparer(self._context(faults, service, begun_at), job)
+                context = self._with_preparer(self._context(faults, service, ends_at), job)
                 return await execute_round(job, store, record, earlier, context, codes=codes, dead=waiter.dead)
 
         waiter = waiter_for_retry(
@@ -451,20 +469,20 @@ class FakeWorld:
             self.run_id,
             observer=self.observer,
             stop_signal=self.stop_signal or StopSignal(),
-            begun_at=begun_at,
+            ends_at=ends_at,
         )
         return await waiter.run(attempt)
 
     def _with_preparer(self, context: RunContext, job: Job) -> RunContext:
         return replace(context, preparer=self.preparer) if job.fit else context
 
-    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+    def _context(self, faults: FaultInjector, service: Detector, ends_at: float) -> RunContext:
         return RunContext(
             model_manager=self.model_manager(faults),
             detector=FaultyDetector(service, faults),
             observer=self.observer,
             stop_signal=self.stop_signal or StopSignal(),
-            begun_at=begun_at,
+            ends_at=ends_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
             segment_entries=self.segment_entries,
         )
@@ -472,7 +490,7 @@ class FakeWorld:
     def _job(self) -> Job:
         return Job(
             sources=("the world's images",),
-            model=MODEL,
+            model=self.model,
             out="memory",
             run_id=self.run_id,
             shard_size=self.shard_size,
@@ -485,6 +503,8 @@ class FakeWorld:
             deadline=self.deadline,
             max_cost=self.max_cost,
             monthly_budget=self.monthly_budget,
+            min_images=self.min_images,
+            max_wait=self.max_wait,
         )
 
     def rows(self) -> list[dict[str, Any]]:

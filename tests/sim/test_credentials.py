@@ -94,8 +94,8 @@ class SignedWorld(FakeWorld):
             self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stop_signal=StopSignal()
         )
 
-    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
-        return replace(super()._context(faults, service, begun_at), observer=self.listener)
+    def _context(self, faults: FaultInjector, service: Detector, ends_at: float) -> RunContext:
+        return replace(super()._context(faults, service, ends_at), observer=self.listener)
 
 
 def night(

@@ -17,7 +17,7 @@ from batchcl.arns import ModelArn
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
-from batchcl.quantities import Units
+from batchcl.quantities import AutoUnits, Units
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
@@ -48,12 +48,13 @@ class WorldWithModel(FakeWorld):
     """A world whose sessions start and stop the model."""
 
     models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
-    units: Units | None = ONE
+    units: Units | AutoUnits | None = ONE
     keep: bool = False
+    model: str = arn_of(NAME)
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:
         self.models.faults = faults
-        arn = ModelArn.parse(arn_of(NAME))
+        arn = ModelArn.parse(self.model)
         return ModelManager(
             self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stop_signal=StopSignal()
         )
@@ -80,6 +81,19 @@ async def with_left_model() -> WorldWithModel:
     assert (left.status, await left.owns_model()) == ("RUNNING", True)
     await anyio.sleep(3600)
     return left
+
+
+def test_a_run_waits_for_a_model_that_is_stopping():
+    """Also when the machine's clock, unlike the run, is older than the time limit of the wait."""
+
+    async def main() -> None:
+        stopping = world()
+        stopping.models.statuses[NAME] = "STOPPING"
+        stopping.models.due[NAME] = (anyio.current_time() + 120.0, "STOPPED")
+        assert isinstance(await stopping.run(), Summary)
+        assert stopping.status == "STOPPED"
+
+    run_simulation(main, start_s=86_400.0)
 
 
 @pytest.mark.parametrize(

@@ -183,9 +183,9 @@ class ModelWorld(FakeWorld):
             stop_signal=faults.stop_signal,
         )
 
-    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+    def _context(self, faults: FaultInjector, service: Detector, ends_at: float) -> RunContext:
         assert isinstance(faults, ModelFault)
-        return replace(super()._context(faults, service, begun_at), stop_signal=faults.stop_signal)
+        return replace(super()._context(faults, service, ends_at), stop_signal=faults.stop_signal)
 
     @property
     def status(self) -> str:

@@ -66,6 +66,18 @@ def test_throttled_and_last_seconds_have_their_own_use() -> None:
     run_simulation(main)
 
 
+def test_a_wait_for_the_capacity_of_a_slow_model_is_scoring() -> None:
+    """Not idle: between two calls there is more than a second without one."""
+
+    async def main() -> None:
+        summary = await night(images=40, tps=0.4, latency_s=0.5).run()
+        assert isinstance(summary, Summary)
+        assert summary.billed_s.get("idle", 0.0) < 2
+        assert summary.billed_s["scoring"] + summary.billed_s["throttled"] > 0.9 * sum(summary.billed_s.values())
+
+    run_simulation(main)
+
+
 @pytest.mark.parametrize("pause_s", [0.0, 120.0, 3600.0, DAY_S])
 def test_a_crash_and_a_resume(pause_s: float) -> None:
     """The time in which nobody worked on the run is idle."""

@@ -74,7 +74,7 @@ class SkewedWorld(FakeWorld):
             detector=context.detector,
             observer=context.observer,
             stop_signal=context.stop_signal,
-            begun_at=context.begun_at,
+            ends_at=context.ends_at,
             utcnow=now,
         )
 

@@ -40,7 +40,7 @@ def test_omitted_keys_have_their_defaults() -> None:
     assert (job.sources, job.model, job.out) == (("s3://b/",), ARN, "out")
     assert (job.min_confidence, job.max_results, job.max_tps, job.limit, job.run_id) == (None,) * 5
     assert (job.max_in_flight, job.shard_size, job.include, job.exclude) == (256, 10_000, (), ())
-    assert (job.units, job.deadline_s, job.tolerance) == (None, None, Tolerance(count=0))
+    assert (job.units, job.deadline, job.tolerance) == (None, None, Tolerance(count=0))
 
 
 def test_a_job_file_can_set_every_key(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_job_file_can_set_every_key(tmp_path: Path) -> None:
         )
     )
     assert (job.min_confidence, job.max_results, job.max_tps, job.include, job.limit) == (0, 0, 12.5, ("*.png",), 3)
-    assert (job.source_kind, job.tolerance, job.deadline_s) == ("keys", Tolerance(percent=0.5), 5400)
+    assert (job.source_kind, job.tolerance, job.deadline_s(NOW)) == ("keys", Tolerance(percent=0.5), 5400)
     assert (job.units, job.max_cost) == (Units(1, 3), 20)
 
 
@@ -203,7 +203,10 @@ def test_each_bad_value_is_reported_with_its_flag(key: str, value: object) -> No
     [
         ("where", "size > (SELECT 1)", "--where 'size > (SELECT 1)': SELECT is not allowed in a condition on one row"),
         ("min_size", "5XB", "--min-size '5XB': expected a size of at most"),
-        ("deadline", "6", "--deadline '6' is not a duration; write it like 6h"),
+        ("deadline", "6", "--deadline '6' is neither a duration nor a time of day; write it like 6h"),
+        ("deadline", "24:00", "--deadline '24:00' is neither a duration nor a time of day; write it like 6h"),
+        ("start_model", "auto:6", "--start-model 'auto:6': the largest number of inference units is 1 to 5"),
+        ("start_model", "auto:", "--start-model 'auto:': the largest number of inference units is 1 to 5"),
     ],
 )
 def test_the_flag_is_named_once_with_what_to_write_instead(key: str, value: str, sentence: str) -> None:
@@ -211,6 +214,32 @@ def test_the_flag_is_named_once_with_what_to_write_instead(key: str, value: str,
         load_job(flags=BASE | {key: value})
     assert str(caught.value).startswith(sentence)
     assert str(caught.value).count(f"--{key.replace('_', '-')}") == 1
+
+
+BATCH: dict[str, Any] = {"min_images": "500", "max_wait": "3d", "incremental": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"min_images": None}, "--min-images and --max-wait need each other; use both"),
+        ({"max_wait": None}, "--min-images and --max-wait need each other; use both"),
+        ({"incremental": None}, "--min-images needs --incremental, by which"),
+        ({"newer_than": "72h"}, "--newer-than 72h is not longer than --max-wait 3d: images of a postponed run"),
+        ({"min_images": "0"}, "--min-images '0': expected at least 1"),
+        ({"max_wait": "soon"}, "--max-wait 'soon' is not a duration"),
+    ],
+)
+def test_a_minimum_batch_that_could_lose_images_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(flags=BASE | BATCH | changes)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("newer_than", [None, "4d", "2026-11-20"])
+def test_a_minimum_batch_is_accepted(newer_than: str | None) -> None:
+    job = load_job(flags=BASE | BATCH | {"newer_than": newer_than})
+    assert (job.min_images, job.max_wait_s) == (500, 3 * 86_400)
 
 
 def test_all_findings_are_in_one_sentence(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ from batchcl.monitoring import Targets
 from batchcl.monitoring.otel import check_settings
 from batchcl.monitoring.targets import site
 from batchcl.monitoring.textfile import check_folder_writable
-from batchcl.quantities import Units, pluralize
-from batchcl.scoring.connections import EMULATED_UNITS
+from batchcl.quantities import AutoUnits, Units, pluralize
+from batchcl.scoring.connections import start_units
 from batchcl.scoring.run import open_store
 from batchcl.scoring.source_checks import check_sources, closing_with, first_page
 from batchcl.stop_signal import StopSignal
@@ -207,9 +207,8 @@ async def _problem(context: CheckContext, quotas: Quotas) -> str | None:
     units = _units(context)
     if units is None or context.described is None or context.described.status in IN_USE:
         return None
-    max_units = units.minimum if units.maximum is None else units.maximum
-    if max_units > quotas.units:
-        return f"--start-model {units} needs {pluralize(max_units, 'unit')}; use fewer"
+    if units.highest > quotas.units:
+        return f"--start-model {units} needs {pluralize(units.highest, 'unit')}; use fewer"
     others = [each.name for each in await list_models(context.rekognition) if each.status in IN_USE]
     if others and len(others) >= quotas.running:
         running = f"{pluralize(len(others), 'model')} already running ({', '.join(others)})"
@@ -217,8 +216,8 @@ async def _problem(context: CheckContext, quotas: Quotas) -> str | None:
     return None
 
 
-def _units(context: CheckContext) -> Units | None:
-    return context.job.units or (EMULATED_UNITS if context.aws.settings.is_emulator else None)
+def _units(context: CheckContext) -> Units | AutoUnits | None:
+    return start_units(context.job, is_emulator=context.aws.settings.is_emulator)
 
 
 _JPEG: Final = b"\xff\xd8\xff"

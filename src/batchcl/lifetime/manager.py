@@ -42,7 +42,7 @@ from batchcl.lifetime.meter import BilledUse, Meter, elapsed
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
 from batchcl.prices import unit_hour_usd
-from batchcl.quantities import Units
+from batchcl.quantities import AutoUnits, Units
 from batchcl.stop_signal import MODEL, StopSignal
 
 __all__ = ["ModelManager"]
@@ -81,7 +81,8 @@ class ModelManager:
     Args:
         client: an open Rekognition client for the control plane.
         arn: the model.
-        units: inference units to start the model with if it isn't running; None to never start it.
+        units: inference units to start the model with if it isn't running; None to never start it. `AutoUnits` are
+            decided by `choose_units` before the start.
         keep: leave the model running at the end (`--keep-model`).
         is_free: the model costs nothing, because it is emulated.
         lease: the run's lease in the model's tags, by which later sessions and the reaper recognize the model; None for
@@ -101,7 +102,7 @@ class ModelManager:
         client: Any,
         arn: ModelArn,
         *,
-        units: Units | None,
+        units: Units | AutoUnits | None,
         keep: bool,
         is_free: bool = False,
         lease: ModelLease | None = None,
@@ -154,7 +155,17 @@ class ModelManager:
     @property
     def units(self) -> Units | None:
         """The inference units that the model runs with or would be started with; None if unknown."""
-        return self._running_units or self._units
+        return self._running_units or (None if isinstance(self._units, AutoUnits) else self._units)
+
+    @property
+    def undecided(self) -> AutoUnits | None:
+        """The range of units of which `choose_units` must choose before a start; None if nothing is to be chosen."""
+        is_up = self._described in UP
+        return self._units if isinstance(self._units, AutoUnits) and not is_up else None
+
+    def choose_units(self, units: Units) -> None:
+        """Decide with how many units the model is started."""
+        self._units = units
 
     @property
     def owned(self) -> bool:
@@ -511,7 +522,7 @@ class ModelManager:
 
     async def _start(self) -> ModelEvent:
         """Send the start once. Shielded from cancellation until the response arrives or is lost."""
-        assert self._units is not None
+        assert isinstance(self._units, Units)
         now = anyio.current_time()
         if self._throttled_since is not None:
             if now - self._throttled_since > _THROTTLED_TIMEOUT_S:
@@ -736,9 +747,6 @@ class ModelManager:
         """
         if not self._life.is_ours or self.is_free or self.meter.is_open or self._is_counted_elsewhere:
             return
-        units = self.units
-        if units is None:
-            return
         if self._not_running_at is not None:
             ago_s = (anyio.current_time() - self._not_running_at) / 2
             if self._start_accepted_at is not None:
@@ -746,7 +754,8 @@ class ModelManager:
         elif self._unattended_since is not None:
             ago_s, use = (self._utcnow() - self._unattended_since).total_seconds(), BilledUse.IDLE
         self._start_accepted_at = self._not_running_at = self._unattended_since = self._stop_accepted_at = None
-        self.meter.open(usd_per_second=units.minimum * unit_hour_usd() / 3600, ago_s=ago_s, use=use)
+        units = 1 if self.units is None else self.units.minimum
+        self.meter.open(usd_per_second=units * unit_hour_usd() / 3600, ago_s=ago_s, use=use)
 
     def _stop_billing(self) -> None:
         """Close the meter: when the service accepted this session's stop, else now."""

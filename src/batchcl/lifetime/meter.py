@@ -5,7 +5,7 @@ The service bills while the model is RUNNING. Each billed second is attributed o
 | use | when |
 | -- | -- |
 | start | from RUNNING until the first call can be sent: the run has to notice it |
-| scoring | calls are made |
+| scoring | calls are made, or the next one waits for its turn because the model has no capacity for more |
 | throttled | the share of refused calls, of the time in which calls are made |
 | idle | no call is in flight, because no image is listed yet, the model is not ready, or nobody works on the run |
 | tail | every image has been called for, and the last responses or retries are awaited |

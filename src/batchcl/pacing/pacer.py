@@ -60,10 +60,13 @@ class AdaptivePacer:
 
     The ceiling is an aiolimiter. With a bucket of one call each late wake-up would reduce the rate, so its bucket holds
     another 50 ms of calls: in any second at most `max_tps` + 5 % + 1 calls are sent.
+
+    Attributes:
+        controller: computes the rate; may be replaced before the first call.
     """
 
     def __init__(self, controller: RateController, *, max_tps: float | None = None) -> None:
-        self._controller = controller
+        self.controller = controller
         self._ceiling = None
         if max_tps is not None:
             bucket_calls = 1 + _CATCH_UP_S * max_tps
@@ -74,33 +77,33 @@ class AdaptivePacer:
         """Return when the next call may be sent."""
         while True:
             now = anyio.current_time()
-            due_at = max(self._turn_at + 1 / self._controller.rate_tps, now - _CATCH_UP_S)
+            due_at = max(self._turn_at + 1 / self.controller.rate_tps, now - _CATCH_UP_S)
             if due_at <= now:
                 break
             await anyio.sleep(max(_TICK_S, min(due_at - now, _RECHECK_S)))
         if self._ceiling is not None:
             await self._ceiling.acquire()
         self._turn_at = due_at
-        self._controller.sent(anyio.current_time())
+        self.controller.sent(anyio.current_time())
 
     def succeeded(self, *, sent_at: float) -> None:
         """Report a response."""
-        self._controller.succeeded(anyio.current_time(), sent_at=sent_at)
+        self.controller.succeeded(anyio.current_time(), sent_at=sent_at)
 
     def throttled(self, *, sent_at: float, by_model: bool) -> None:
         """Report a refusal."""
-        self._controller.throttled(anyio.current_time(), sent_at=sent_at, by_model=by_model)
+        self.controller.throttled(anyio.current_time(), sent_at=sent_at, by_model=by_model)
 
     def sent(self) -> None:
         """Count the call."""
-        self._controller.sent(anyio.current_time())
+        self.controller.sent(anyio.current_time())
 
     def unsent(self, *, sent_at: float, give_back: bool) -> None:
         """Forget the call; a returned turn makes the next call due earlier, but many of them cause no burst."""
-        self._controller.unsent(sent_at=sent_at)
+        self.controller.unsent(sent_at=sent_at)
         if give_back:
-            self._turn_at -= 1 / self._controller.rate_tps
+            self._turn_at -= 1 / self.controller.rate_tps
 
     def pace(self) -> Pace:
         """The current rate and the capacity."""
-        return Pace(self._controller.rate_tps, self._controller.capacity_tps)
+        return Pace(self.controller.rate_tps, self.controller.capacity_tps)

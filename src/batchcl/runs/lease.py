@@ -29,7 +29,7 @@ import anyio
 import orjson
 
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, HeldError, OutputError, StoppedError
+from batchcl.errors import HeldError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -315,13 +315,13 @@ class RunLeaseHolder:
                 with suppress(OutputError):
                     await self.write_heartbeat()
 
-        error: BatchclError | None = None
+        error: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(write_heartbeats)
             try:
                 yield
-            except BatchclError as raised:
-                error = raised  # to raise it outside of an exception group
+            except Exception as raised:  # noqa: BLE001 - to raise it outside of an exception group
+                error = raised
             group.cancel_scope.cancel()
         if error is not None:
             raise error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import resource
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +15,7 @@ from batchcl.events import Notice, Observer, Progress
 from batchcl.job import Job
 from batchcl.quantities import pluralize
 
-__all__ = ["limit_to_descriptors", "watch_bounds"]
+__all__ = ["deadline_at", "exceeded_bound", "limit_to_descriptors", "watch_bounds"]
 
 _OTHER_DESCRIPTORS: Final = 48
 """Used by the interpreter, the event loop, the output root's connections and the control plane."""
@@ -40,32 +42,39 @@ def limit_to_descriptors(job: Job, observer: Observer) -> Job:
     return job.model_copy(update={"max_in_flight": affordable})
 
 
+def deadline_at(job: Job, *, begun_at: float, now: dt.datetime) -> float:
+    """Return the job's deadline on the loop's clock; infinity without one. `begun_at` is `now` on that clock."""
+    left_s = job.deadline_s(now)
+    return math.inf if left_s is None else begun_at + left_s
+
+
 async def watch_bounds(
     job: Job,
     progress: Progress,
     *,
     over_budget: Callable[[], StoppedError | None],
-    begun_at: float,
+    ends_at: float,
     stop: Callable[[BatchclError], None],
     called_count: Callable[[], int],
 ) -> None:
-    """Check the deadline, the budgets and the failures every second; call `stop` with the reason and return.
+    """Check the deadline, the budgets and the failures now and every second; call `stop` with the reason and return.
 
+    `ends_at` is the deadline on the loop's clock.
     `over_budget` returns the error for a budget that is used up. `called_count` returns the number of images of the
     whole run that have been called for; percentages of failures refer to it.
     """
     while True:
-        await anyio.sleep(_CHECK_EVERY_S)
-        elapsed_s = anyio.current_time() - begun_at
-        reason = exceeded_bound(job, progress, elapsed_s=elapsed_s, called=called_count()) or over_budget()
+        left_s = ends_at - anyio.current_time()
+        reason = exceeded_bound(job, progress, left_s=left_s, called=called_count()) or over_budget()
         if reason is not None:
             stop(reason)
             return
+        await anyio.sleep(_CHECK_EVERY_S)
 
 
-def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: int) -> StoppedError | None:
-    """Return the error for the first bound that is exceeded, or None."""
-    if job.deadline_s is not None and elapsed_s >= job.deadline_s:
+def exceeded_bound(job: Job, progress: Progress, *, left_s: float, called: int) -> StoppedError | None:
+    """Return the error for the first bound that is exceeded, or None. `left_s` is the time to the deadline."""
+    if left_s <= 0:
         return StoppedError(f"the deadline of {job.deadline} has passed")
     if job.max_failures is None:
         return None

@@ -22,12 +22,12 @@ from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule
 from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
-from batchcl.quantities import Units
+from batchcl.quantities import MAX_UNITS, AutoUnits, Units
 from batchcl.stop_signal import StopSignal
 
-__all__ = ["EMULATED_UNITS", "holder_name", "open_manager", "open_service"]
+__all__ = ["holder_name", "open_manager", "open_service", "start_units"]
 
-EMULATED_UNITS = Units(5)
+EMULATED_UNITS: Final = Units(MAX_UNITS)
 """Units of the emulator that `--emulator` starts: the maximum, as they cost nothing."""
 
 _NOT_RETRIED: Final = ("StartProjectVersion", "StopProjectVersion", "TagResource")
@@ -44,28 +44,28 @@ async def open_manager(
     root: str,
     observer: Observer,
     stop_signal: StopSignal,
-    begun_at: float,
+    ends_at: float,
 ) -> AsyncIterator[ModelManager]:
     """Open the model manager of a run; its connections are closed at the end of the block.
 
     Args:
-        job: how the model is started, the length of its lease, the deadline, and the role of the scheduled stop.
+        job: how the model is started, the length of its lease, and the role of the scheduled stop.
         aws: the session.
         model: the model.
         run_id: the run.
         root: its output root.
         observer: receives notices.
         stop_signal: ends waits early.
-        begun_at: start of the run on the loop's clock; the deadline is counted from here.
+        ends_at: the deadline on the loop's clock.
     """
     holder, observer = holder_name(run_id, root), SafeObserver(observer)
-    deadline_s, role = job.deadline_s, job.scheduled_stop_role
+    role = job.scheduled_stop_role
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_NOT_RETRIED))
         clock = ServiceClock(control)
         remove: RemoveSchedule | None = None
         schedule: ScheduledStop | None = None
-        if role is not None and deadline_s is not None and not aws.settings.is_emulator:
+        if role is not None and not aws.settings.is_emulator:
             scheduler = await stack.enter_async_context(aws.scheduler(region=model.region))
             remove = partial(remove_schedule, scheduler)
             schedule = ScheduledStop(
@@ -73,7 +73,7 @@ async def open_manager(
                 model,
                 role=role,
                 holder=holder,
-                left_s=lambda: deadline_s - (anyio.current_time() - begun_at),
+                left_s=lambda: ends_at - anyio.current_time(),
                 now=clock.now,
                 observer=observer,
             )
@@ -90,13 +90,20 @@ async def open_manager(
         yield ModelManager(
             control,
             model,
-            units=job.units or (EMULATED_UNITS if aws.settings.is_emulator else None),
+            units=start_units(job, is_emulator=aws.settings.is_emulator),
             keep=job.keep_model,
             is_free=aws.settings.is_emulator,
             lease=lease,
             observer=observer,
             stop_signal=stop_signal,
         )
+
+
+def start_units(job: Job, *, is_emulator: bool) -> Units | AutoUnits | None:
+    """Return the units to start the model with; an emulated model costs nothing, so it gets as many as it may have."""
+    if not is_emulator:
+        return job.units
+    return Units(job.units.highest) if isinstance(job.units, AutoUnits) else job.units or EMULATED_UNITS
 
 
 def holder_name(run_id: str, root: str) -> str:

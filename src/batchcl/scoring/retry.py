@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -29,7 +30,7 @@ from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.bounds import limit_to_descriptors
+from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
 from batchcl.scoring.connections import open_service
 from batchcl.scoring.run import acquire_lease, incremental_filter, open_context
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
@@ -111,7 +112,7 @@ async def _retry(
     aws: Aws | None,
     session: Aws,
 ) -> Summary:
-    begun_at = anyio.current_time()
+    begun_at, now = anyio.current_time(), dt.datetime.now(dt.UTC)
     with stop_signal.interruptible():
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
@@ -119,6 +120,7 @@ async def _retry(
             raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
         read_job = partial(job_of_round, store, record, {"out": root, **changes})
         job = await read_job()
+        ends_at = deadline_at(job, begun_at=begun_at, now=now)
         if job.if_held is IfHeld.FAIL:
             await _read_end_of_run(store, run_id)
         if job.sse is not None:
@@ -135,11 +137,11 @@ async def _retry(
                 observer.notice(Notice("completed-elsewhere", f"another process has done this retry of run {run_id}"))
                 return earlier
         async with open_context(
-            job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+            job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
         ) as context:
             return await execute_round(job, store, record, earlier, context, codes=codes, dead=waiter.dead)
 
-    waiter = waiter_for_retry(job, store, run_id, observer=observer, stop_signal=stop_signal, begun_at=begun_at)
+    waiter = waiter_for_retry(job, store, run_id, observer=observer, stop_signal=stop_signal, ends_at=ends_at)
     return await waiter.run(attempt)
 
 
@@ -154,7 +156,7 @@ async def _read_end_of_run(store: Store, run_id: str) -> Summary:
 
 
 def waiter_for_retry(
-    job: Job, store: Store, run_id: str, *, observer: Observer, stop_signal: StopSignal, begun_at: float
+    job: Job, store: Store, run_id: str, *, observer: Observer, stop_signal: StopSignal, ends_at: float
 ) -> Waiter:
     """Return the waiter for other processes that work on the run."""
 
@@ -169,7 +171,7 @@ def waiter_for_retry(
         run_id=run_id,
         observer=observer,
         stop_signal=stop_signal,
-        begun_at=begun_at,
+        ends_at=ends_at,
         read_end=read_end,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -101,13 +101,17 @@ async def hold_run_lease(
         if left.progress.get(OWNS_MODEL):
             model_manager.adopt(unattended_since=_time(left, BILLED_UNTIL))
 
+    is_acquired = False
     try:
-        async with model_manager.stopping():
+        async with AsyncExitStack() as until_stopped, model_manager.stopping():
             try:
                 await lease.acquire(on_left=inherit, dead=dead)
+                is_acquired = True
                 yield
             finally:
                 await _hand_over(lease, model_manager, stop_signal)
+                if is_acquired:  # stopping the model may take minutes, in which no other process may take over
+                    await until_stopped.enter_async_context(lease.writing_heartbeats())
     finally:
         with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             await lease.release()

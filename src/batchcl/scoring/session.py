@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from typing import Final
 
 import anyio
 
@@ -21,7 +22,6 @@ from batchcl.lifetime.state_machine import ModelState
 from batchcl.loaders.base import Preparer
 from batchcl.options import flag_of
 from batchcl.outcomes import Counts, KnownStatus
-from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
@@ -30,16 +30,20 @@ from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
+from batchcl.runs.status import count_incomplete
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
+from batchcl.scoring.auto_units import AutoUnitsChooser
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.budget import Budget
 from batchcl.scoring.engine import Engine, EngineSettings
-from batchcl.scoring.pace import open_pacer
+from batchcl.scoring.pace import LearningPacer, open_pacer
 from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import SessionRecord, SourceCounts, Summary
 
 __all__ = ["RunContext", "Session"]
+
+_END_OF_PILOT: Final = "the pilot has ended; `batchcl run` scores the rest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ class RunContext:
     """What a session needs to call the model.
 
     Attributes:
-        begun_at: start of the run on the loop's clock; the deadline is counted from here.
+        ends_at: the deadline on the loop's clock; infinity without one.
         preparer: changes images to fit the service's limits; None if they are sent unchanged.
         utcnow: returns the current time.
         segment_entries: number of outcomes after which a segment of the journal is written.
@@ -57,7 +61,7 @@ class RunContext:
     detector: Detector
     observer: Observer
     stop_signal: StopSignal
-    begun_at: float
+    ends_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     segment_entries: int = SEGMENT_ENTRIES
@@ -99,6 +103,8 @@ class Session:
     _budget: Budget = field(init=False)
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
+    _pacer: LearningPacer = field(init=False)
+    _units: AutoUnitsChooser = field(init=False)
 
     async def run(self) -> Summary:
         """Score what is left of the round and write the summary.
@@ -114,10 +120,11 @@ class Session:
             observer=self.context.observer,
             stop_signal=self.context.stop_signal,
             utcnow=self.context.utcnow,
-        ) as pacer:
-            return await self._run(pacer)
+            are_units_decided=self.context.model_manager.undecided is None,
+        ) as self._pacer:
+            return await self._run()
 
-    async def _run(self, pacer: Pacer) -> Summary:
+    async def _run(self) -> Summary:
         self._ledger = ledger = Ledger(
             self.store,
             self.record.part_spec(),
@@ -134,7 +141,7 @@ class Session:
         )
         self._engine = Engine(
             self.context.detector,
-            pacer,
+            self._pacer,
             ledger,
             self.context.model_manager,
             progress=self.progress,
@@ -151,6 +158,16 @@ class Session:
             number=lambda: self.lease.number,
             model_manager=self.context.model_manager,
             utcnow=self.context.utcnow,
+        )
+        self._units = AutoUnitsChooser(
+            job=self.job,
+            store=self.store,
+            model_arn=self.record.model,
+            model_manager=self.context.model_manager,
+            progress=self.progress,
+            images_left=self._images_left,
+            ends_at=self.context.ends_at,
+            observer=self.context.observer,
         )
         self.context.model_manager.remember(self._before_start)
         failure: BatchclError | None = None
@@ -171,10 +188,11 @@ class Session:
                     failure = None
                 except BatchclError as error:
                     failure = error
-        with stop_signal.bounded(RECORDS):
+        with stop_signal.bounded(RECORDS), suppress(OutputError):
             if self.earlier is None:
-                with suppress(OutputError):
-                    await self._count_published()
+                await self._count_published()
+            if totals is None and not self.targets.round:
+                await self._count_unopened()
         summary = self._summary(totals, failure)
         with stop_signal.bounded(RECORDS):
             try:
@@ -203,6 +221,7 @@ class Session:
             background.start_soon(self._watch_bounds)
             background.start_soon(self._attribute_billed_time)
             background.start_soon(self._budget.keep_current)
+            background.start_soon(self._units.watch_deadline)
             self.progress.begin(anyio.current_time())
             self.context.observer.started(self.progress)
             stop_signal = self.context.stop_signal
@@ -224,7 +243,10 @@ class Session:
         is_running = False
         async for batch in batches:
             if not is_running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
+                with self.context.stop_signal.interruptible():
+                    await self._units.choose()
                 await self.context.model_manager.ensure_running()
+                await self._pacer.read_learned()
                 self.progress.begin(anyio.current_time())
                 self.context.model_manager.meter.enter(BilledUse.SCORING)
                 is_running = True
@@ -234,6 +256,7 @@ class Session:
     async def _before_start(self) -> None:
         """Check the budgets, and record that this session may start the model."""
         await self._budget.check_start()
+        await self._units.choose()
         await self.lease.write_heartbeat()
 
     def _warn_of_unused_budget(self) -> None:
@@ -254,7 +277,7 @@ class Session:
             calls, throttled = progress.calls, progress.throttled
             if self._engine.is_awaiting_last:
                 meter.attribute({BilledUse.TAIL: 1.0})
-            elif sent <= 0 and not progress.in_flight:
+            elif sent <= 0 and not progress.in_flight and not self._engine.is_pacing:
                 meter.attribute({BilledUse.IDLE: 1.0})
             else:
                 share = min(1.0, max(0.0, refused / max(1, sent)))
@@ -271,7 +294,7 @@ class Session:
             self.job,
             self.progress,
             over_budget=self._budget.exceeded,
-            begun_at=self.context.begun_at,
+            ends_at=self.context.ends_at,
             stop=self._engine.fail,
             called_count=self._called_count,
         )
@@ -303,13 +326,28 @@ class Session:
         self.earlier = sum_totals(totals.values()).counts
         self.progress.add_earlier(self.earlier)
 
+    async def _count_unopened(self) -> None:
+        """Count what earlier sessions have recorded in shards that this one has neither opened nor found published."""
+        counted = self.published.keys() | self._ledger.opened
+        for each in await count_incomplete(self.store, self._paths, counted):
+            self.progress.add_earlier(each)
+
+    def _images_left(self) -> int | None:
+        """Return the number of images on the work list without an outcome; None until the published ones are known."""
+        return None if self.earlier is None else max(0, self.progress.planned - self.progress.done)
+
     def _is_beginning(self) -> bool:
         """Whether no image of the run was scored before; False until that is known."""
         return self.earlier is not None and not self.targets.round and not self.progress.scored
 
-    async def _check_complete(self) -> Totals:
-        """Return the totals if every image has its row. Raises the error of the stop signal, or reports a bug."""
+    async def _check_complete(self) -> Totals | None:
+        """Return the totals if every image has its row; None if only a sample was to be scored.
+
+        Raises the error of the stop signal, or reports a bug.
+        """
         totals = await self._final_totals()
+        if totals is None and self.targets.is_sample and self.context.stop_signal.error is None:
+            return None
         listed = self.worklist.totals
         if totals is not None and listed is not None and totals.counts.done == listed.planned:
             return totals
@@ -342,6 +380,8 @@ class Session:
         async for shard in self.targets.shards():
             if rounds.get(shard, -1) < self.targets.round:
                 return None
+        if self.targets.is_sample and len(rounds) < self.worklist.shards:
+            return None
         return sum_totals((await read_totals(self.store, self._paths, rounds.items())).values())
 
     def _counts_so_far(self) -> Counts:
@@ -365,7 +405,7 @@ class Session:
         )
         return Summary(
             run_id=self.record.run_id,
-            status="done" if failure is None else "stopped",
+            status="stopped" if final is None else "done",
             **asdict(sources),
             scored=counts.scored,
             failed=counts.failed,
@@ -382,7 +422,7 @@ class Session:
             retryable=None if final is None else Round(0).selected(failures),
             fittable=None if final is None else count_fittable(failures),
             round=self.targets.round,
-            reason=None if failure is None else str(failure),
+            reason=_END_OF_PILOT if failure is None and final is None else None if failure is None else str(failure),
             sessions=(own,),
         )
 

@@ -15,7 +15,6 @@ run, and for each other's runs: of those that see the same death, the one that c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Waiter:
         run_id: of the run; None while it has none.
         observer: receives the progress of the process that holds the run, and notices.
         stop_signal: ends the waiting.
-        begun_at: start of the command on the loop's clock; the deadline is counted from here.
+        ends_at: the deadline on the loop's clock.
         read_end: returns the summary that an ended session of the run has written; None before that.
         is_done: whether the attempt needs no lease, although another process may hold it.
         dead: the run's last session, which was found dead just now; None if there is none.
@@ -67,7 +66,7 @@ class Waiter:
     run_id: str | None
     observer: Observer
     stop_signal: StopSignal
-    begun_at: float
+    ends_at: float
     read_end: Callable[[RunLease], Awaitable[Summary | None]]
     is_done: Callable[[], Awaitable[bool]] = _never
     dead: RunLease | None = None
@@ -98,8 +97,7 @@ class Waiter:
         """Wait until the session in the folder `sessions` has ended or its process is dead."""
         self.dead = None
         follower = LeaseFollower(self.store, sessions)
-        ends_at = math.inf if self.job.deadline_s is None else self.begun_at + self.job.deadline_s
-        with self.stop_signal.interruptible(), anyio.CancelScope(deadline=ends_at) as scope:
+        with self.stop_signal.interruptible(), anyio.CancelScope(deadline=self.ends_at) as scope:
             await self._follow(follower, is_own=self.run_id is not None and sessions == RunPaths(self.run_id).sessions)
         if scope.cancelled_caught:
             holder = "" if follower.lease is None else f" for process {follower.lease.process_name}"
@@ -144,8 +142,8 @@ class Waiter:
         if progress is None or lease.progress.get(OWNS_MODEL) or (summary is not None and summary.status == "done"):
             return
         counts = summary if summary is not None and lease.progress.get("round") else progress
-        elapsed_s = anyio.current_time() - self.begun_at
-        reached = exceeded_bound(self.job, progress, elapsed_s=elapsed_s, called=counts.scored + counts.failed)
+        left_s = self.ends_at - anyio.current_time()
+        reached = exceeded_bound(self.job, progress, left_s=left_s, called=counts.scored + counts.failed)
         if reached is not None:
             reached.summary = summary
             raise reached

@@ -10,6 +10,8 @@ SOURCE = Path(__file__).parents[3] / "src" / "batchcl"
 NO_TROUBLE = {
     "bad-label",
     "bad-line",
+    "holder-silent",
+    "holder-unknown",
     "lease-left",
     "max-cost-idle",
     "max-in-flight",
