@@ -15,8 +15,10 @@ NO_TROUBLE = {
     "max-in-flight",
     "min-confidence",
     "model-kept",
+    "model-units",
     "model-unknown",
     "monitoring-failed",
+    "not-measured",
     "report-failed",
 }
 """Warnings about the job and its inputs, which a person reads in the log the next morning."""
