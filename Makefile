@@ -44,12 +44,18 @@ types: $(STAMP)  ## mypy, strict
 unit: $(STAMP)   ## all tests
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds and 24 hours in virtual time: an hour
+crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds, 24 hours and a month in virtual time: an hour
 	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
 	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
 	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_long_run.py \
 	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
+	@BATCHCL_MONTH_SCALE=10 $(BIN)/python -m pytest --capture=no tests/sim/test_month.py
 	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
+
+installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
+	@test -x $(VENV)-installers/bin/python || $(PYTHON) -m venv $(VENV)-installers
+	@$(VENV)-installers/bin/python -m pip install --quiet --disable-pip-version-check pipx uv
+	@BATCHCL_INSTALLERS=$(VENV)-installers/bin $(BIN)/python -m pytest tests/installed
 
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
@@ -72,6 +78,7 @@ airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environm
 	@test -x $(VENV)-airflow/bin/python || $(PYTHON) -m venv $(VENV)-airflow
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.2'
 	@$(VENV)-airflow/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@$(BIN)/mypy --python-executable $(VENV)-airflow/bin/python --follow-imports=silent src/batchcl/airflow.py configs/airflow/*.py
 	@BATCHCL_AIRFLOW=$(abspath $(VENV))-airflow/bin/airflow $(BIN)/python -m pytest --capture=no tests/airflow3
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
@@ -86,5 +93,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign demo dist build .ruff_cache .mypy_cache .pytest_cache \
-	  .hypothesis
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache \
+	  .mypy_cache .pytest_cache .hypothesis

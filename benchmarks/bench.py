@@ -42,6 +42,7 @@ class Benchmark:
 
 
 BENCHMARKS = (
+    Benchmark("startup", ("--repeat", 7)),
     Benchmark("pacing", ("--seeds", 1, "--held-out", 101)),
     Benchmark("client_cost", ("--calls", 5000, "--rounds", 3)),
     Benchmark("listing", ("--keys", 100_000, "--rounds", 2)),

@@ -15,6 +15,7 @@ Figure = tuple[str, str] | tuple[str, str, str, bool]
 
 USED, WORST, THROTTLED, SHARED = 0.992, 0.94, 0.013, 0.58
 QUOTA_TPS = 50
+HELP_S, FIRST_CALL_S = 0.15, 0.8
 KEYS_TIMES = 12
 PLANNED, PLAN_S = 1_000_000, 10
 SOURCES_MB = 500
@@ -36,6 +37,15 @@ class Row:
     def verdict(self) -> str:
         """In a word."""
         return "" if self.is_met is None else "met" if self.is_met else "missed"
+
+
+def startup(said: dict[str, Any]) -> Iterator[Figure]:
+    """Median CPU seconds of each start."""
+    targets = {"batchcl --help": HELP_S, "batchcl run, to its first call": FIRST_CALL_S}
+    for each in said["starts"]:
+        cpu_s, target_s = statistics.median(each["cpu_s"]), targets.get(each["name"])
+        figure, found = f"CPU of {each['name']}", f"{cpu_s:.3f} s"
+        yield (figure, found) if target_s is None else (figure, found, f"{target_s} s", cpu_s <= target_s)
 
 
 def pacing(said: dict[str, Any]) -> Iterator[Figure]:
@@ -223,6 +233,7 @@ def analysis(said: dict[str, Any]) -> Iterator[Figure]:
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     reader.__name__: reader
     for reader in (
+        startup,
         pacing,
         client_cost,
         listing,

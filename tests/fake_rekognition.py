@@ -80,8 +80,17 @@ class Models:
     stops: list[tuple[str, str]] = field(default_factory=list)
     due: dict[str, tuple[float, str]] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
-    _billed_unit_s: float = 0.0
-    _running_since: dict[str, float] = field(default_factory=dict)
+    metered: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    running_since: dict[str, float] = field(default_factory=dict)
+
+    def billed_unit_s(self) -> float:
+        """The service's own meter: unit seconds in which models that were started here have been RUNNING."""
+        for name in self.statuses:
+            self.status(name)
+        now = anyio.current_time()
+        return sum(self.metered.values()) + sum(
+            (now - since) * self.units[name] for name, since in self.running_since.items()
+        )
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
@@ -98,27 +107,12 @@ class Models:
         """As of now."""
         if name in self.due and self.due[name][0] <= anyio.current_time():
             at, self.statuses[name] = self.due.pop(name)
-            self._meter(name, at)
+            if self.statuses[name] == "RUNNING":
+                self.running_since[name] = at
         return self.statuses[name]
-
-    @property
-    def billed_unit_s(self) -> float:
-        """Unit-seconds in which models that were started were RUNNING: the service's meter."""
-        now = anyio.current_time()
-        for name in self.statuses:
-            self.status(name)
-        running = sum((now - since) * self.units[name] for name, since in self._running_since.items())
-        return self._billed_unit_s + running
-
-    def _meter(self, name: str, at: float) -> None:
-        if self.statuses[name] == "RUNNING" and name in self.units:
-            self._running_since.setdefault(name, at)
-        elif name in self._running_since:
-            self._billed_unit_s += (at - self._running_since.pop(name)) * self.units[name]
 
     def _become(self, name: str, passing: str, status: str, seconds: float) -> None:
         self.statuses[name] = passing if seconds else status
-        self._meter(name, anyio.current_time())
         if seconds:
             self.due[name] = (anyio.current_time() + seconds, status)
 
@@ -145,8 +139,10 @@ class Models:
         def begin() -> None:
             if self.status(name) in {"STARTING", "RUNNING", "STOPPING"}:
                 raise refused("ResourceInUseException")
-            self.units[name] = arguments.get("MinInferenceUnits", 1)
             self._become(name, "STARTING", "RUNNING", self.start_s)
+            self.units[name] = arguments.get("MinInferenceUnits", 1)
+            if not self.start_s:
+                self.running_since[name] = anyio.current_time()
             self.started_by[name] = self.who
 
         await self._do("start", name, begin)
@@ -158,6 +154,8 @@ class Models:
             if self.status(name) != "RUNNING":
                 raise refused("ResourceInUseException")
             self._become(name, "STOPPING", "STOPPED", self.stop_s)
+            if name in self.running_since:
+                self.metered[name] += (anyio.current_time() - self.running_since.pop(name)) * self.units[name]
             self.stops.append((self.who, self.started_by.get(name, "")))
 
         await self._do("stop", name, end)

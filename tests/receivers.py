@@ -55,7 +55,13 @@ def receiving() -> Iterator[Receiver]:
             if receiver.hangs:
                 receiver.release.wait(30)
             self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
+            self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            receiver.requests.append(Request(self.path, dict(self.headers), b""))
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:

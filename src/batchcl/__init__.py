@@ -7,8 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
-`running_models`, `show`, `watch_run` and `write_report`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `pilot`, `plan`, `retry`, `detect`,
+`doctor`, `running_models`, `costs`, `reconcile_costs`, `show`, `watch_run` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -21,9 +21,11 @@ from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
     from batchcl.analysis.compare import ComparedImages, ComparedSide, Comparison, compare
+    from batchcl.analysis.costs import costs
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.part_files import Batch
+    from batchcl.analysis.reconcile import Reconciliation, reconcile_costs
     from batchcl.analysis.results import Results, open_results
     from batchcl.analysis.thresholds import ThresholdChoice, ThresholdStatus, choose_thresholds, write_thresholds
     from batchcl.analysis.truth import Truth, carried_truth, read_truth
@@ -32,10 +34,13 @@ if TYPE_CHECKING:
     from batchcl.aws.regions import RegionSkip, SkippedRegion
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
+        costs_sync,
         detect_sync,
         doctor_sync,
         export_annotations_sync,
+        pilot_sync,
         plan_sync,
+        reconcile_costs_sync,
         retry_sync,
         run_sync,
         running_models_sync,
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
         watch_run_sync,
         write_report_sync,
     )
-    from batchcl.choices import Encryption, IfHeld, Order, ServerSideEncryption, SourceKind, Transport
+    from batchcl.choices import CostsBy, Encryption, IfHeld, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
@@ -85,6 +90,7 @@ if TYPE_CHECKING:
     from batchcl.runs.watch import WatchedRun, watch_run
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.estimates import Basis, Estimate
+    from batchcl.scoring.pilot import Pilot, PilotRate, pilot
     from batchcl.scoring.plan import DeadlinePlan, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
@@ -109,6 +115,7 @@ __all__ = [
     "ComparedSide",
     "Comparison",
     "Connection",
+    "CostsBy",
     "Counts",
     "CredentialsError",
     "CredentialsFailingError",
@@ -142,8 +149,11 @@ __all__ = [
     "Order",
     "OutputCredentialsError",
     "OutputError",
+    "Pilot",
+    "PilotRate",
     "Plan",
     "Progress",
+    "Reconciliation",
     "RefusedError",
     "RegionError",
     "RegionSkip",
@@ -183,6 +193,8 @@ __all__ = [
     "carried_truth",
     "choose_thresholds",
     "compare",
+    "costs",
+    "costs_sync",
     "detect",
     "detect_sync",
     "doctor",
@@ -192,9 +204,13 @@ __all__ = [
     "export_parquet",
     "load_job",
     "open_results",
+    "pilot",
+    "pilot_sync",
     "plan",
     "plan_sync",
     "read_truth",
+    "reconcile_costs",
+    "reconcile_costs_sync",
     "retry",
     "retry_sync",
     "run",
@@ -212,9 +228,11 @@ __all__ = [
 
 _EXPORTS = {
     "batchcl.analysis.compare": ("ComparedImages", "ComparedSide", "Comparison", "compare"),
+    "batchcl.analysis.costs": ("costs",),
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.part_files": ("Batch",),
+    "batchcl.analysis.reconcile": ("Reconciliation", "reconcile_costs"),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.analysis.thresholds": ("ThresholdChoice", "ThresholdStatus", "choose_thresholds", "write_thresholds"),
     "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
@@ -223,10 +241,13 @@ _EXPORTS = {
     "batchcl.aws.regions": ("RegionSkip", "SkippedRegion"),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (
+        "costs_sync",
         "detect_sync",
         "doctor_sync",
         "export_annotations_sync",
+        "pilot_sync",
         "plan_sync",
+        "reconcile_costs_sync",
         "retry_sync",
         "run_sync",
         "running_models_sync",
@@ -234,7 +255,7 @@ _EXPORTS = {
         "watch_run_sync",
         "write_report_sync",
     ),
-    "batchcl.choices": ("Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.choices": ("CostsBy", "Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),
@@ -247,6 +268,7 @@ _EXPORTS = {
     "batchcl.runs.watch": ("WatchedRun", "watch_run"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.estimates": ("Basis", "Estimate"),
+    "batchcl.scoring.pilot": ("Pilot", "PilotRate", "pilot"),
     "batchcl.scoring.plan": ("DeadlinePlan", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
+from batchcl.choices import CostsBy
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
 from batchcl.lifetime.running import RunningModels, running_models
@@ -23,6 +24,7 @@ from batchcl.report.write import Report, write_report
 from batchcl.runs.lease import HEARTBEAT_S
 from batchcl.runs.watch import WatchedRun, watch_run
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
+from batchcl.scoring.pilot import PILOT_IMAGES, Pilot, pilot
 from batchcl.scoring.plan import Plan, plan
 from batchcl.scoring.retry import retry
 from batchcl.scoring.run import run
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from batchcl.analysis.export_annotations import AnnotationExport, ExportFormat
+    from batchcl.analysis.reconcile import Reconciliation
     from batchcl.analysis.results import Results
     from batchcl.aws.session import Aws
     from batchcl.choices import Order
@@ -40,10 +43,13 @@ if TYPE_CHECKING:
     from batchcl.thresholds import Thresholds
 
 __all__ = [
+    "costs_sync",
     "detect_sync",
     "doctor_sync",
     "export_annotations_sync",
+    "pilot_sync",
     "plan_sync",
+    "reconcile_costs_sync",
     "retry_sync",
     "run_sync",
     "running_models_sync",
@@ -64,6 +70,19 @@ def run_sync(
     """
     stop_signal = stop_signal or StopSignal()
     return _wait(partial(run, job, observer=observer, stop_signal=stop_signal, aws=aws), stop_signal)
+
+
+def pilot_sync(
+    job: Job,
+    *,
+    images: int = PILOT_IMAGES,
+    observer: Observer | None = None,
+    stop_signal: StopSignal | None = None,
+    aws: Aws | None = None,
+) -> Pilot:
+    """`pilot`, blocking; an interrupt is handled as by `run_sync`."""
+    stop_signal = stop_signal or StopSignal()
+    return _wait(partial(pilot, job, images=images, observer=observer, stop_signal=stop_signal, aws=aws), stop_signal)
 
 
 def retry_sync(
@@ -130,6 +149,22 @@ def running_models_sync(
 ) -> RunningModels:
     """`running_models`, blocking."""
     return _wait(partial(running_models, all_regions=all_regions, project=project, aws=aws))
+
+
+def costs_sync(root: str, *, by: CostsBy | str = CostsBy.MONTH, aws: Aws | None = None) -> pl.DataFrame:
+    """`costs`, blocking."""
+    from batchcl.analysis.costs import costs
+
+    return _wait(partial(costs, root, by=by, aws=aws))
+
+
+def reconcile_costs_sync(
+    root: str, *, aws: Aws | None = None, utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+) -> Reconciliation:
+    """`reconcile_costs`, blocking."""
+    from batchcl.analysis.reconcile import reconcile_costs
+
+    return _wait(partial(reconcile_costs, root, aws=aws, utcnow=utcnow))
 
 
 def write_report_sync(

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from batchcl.errors import UsageError
 
-__all__ = ["Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
+__all__ = ["CostsBy", "Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
 
 
 class Transport(StrEnum):
@@ -28,6 +28,22 @@ class IfHeld(StrEnum):
 
     FAIL = "fail"
     WAIT = "wait"
+
+
+class CostsBy(StrEnum):
+    """Values of `costs --by`: what a row of costs is about."""
+
+    MONTH = "month"
+    MODEL = "model"
+    RUN = "run"
+
+    @classmethod
+    def parse(cls, text: str) -> CostsBy:
+        """The choice with this name; raises `UsageError`."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise UsageError(f"costs can't be shown by {text!r}; choose {', '.join(cls)}") from None
 
 
 class SourceKind(StrEnum):

@@ -20,6 +20,10 @@ EXTRAS: Final = {
     "images": {"PIL": "Pillow"},
     "analysis": {"numpy": "numpy", "scipy": "scipy"},
     "report": {"altair": "Altair", "jinja2": "Jinja2", "PIL": "Pillow", "vl_convert": "vl-convert-python"},
+    "otel": {
+        "opentelemetry.sdk.trace": "opentelemetry-sdk",
+        "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    },
     "emulator": {"numpy": "numpy", "PIL": "Pillow", "sklearn": "scikit-learn", "threadpoolctl": "threadpoolctl"},
 }
 """Extra → module → package, for the packages that its commands import."""
@@ -29,10 +33,17 @@ _REQUIREMENT: Final = re.compile(r"batchcl\[([^\]]*)\]")
 
 def require_extra(extra: str, what: str) -> None:
     """Raise `UsageError` if a package of `extra`, which `what` (such as a flag) needs, is not installed."""
-    missing = [package for module, package in EXTRAS[extra].items() if find_spec(module) is None]
+    missing = [package for module, package in EXTRAS[extra].items() if _is_missing(module)]
     if missing:
         it = "it" if len(missing) == 1 else "them"
         raise UsageError(f"{what} needs {_listed(missing)}; install {it} with: {install_command(extra)}")
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except ModuleNotFoundError:  # a package around it
+        return True
 
 
 def install_command(extra: str, *, prefix: str = sys.prefix, installed: Distribution | None = None) -> str:

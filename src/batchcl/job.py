@@ -8,6 +8,7 @@ import inspect
 import os
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -228,6 +229,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "max_failures": _tolerance,
     "report": _local_file,
     "deadline": _deadline,
+    "max_wait": _duration_that(parse_duration),
     "grace": _duration_that(grace_seconds),
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
@@ -250,9 +252,9 @@ class Job(BaseModel, JobOptions, frozen=True):
     """One scoring job. Every field is also a key of a job file and a flag of `batchcl run`.
 
     Fields accept what is natural in Python, and keep it as text: `sources` one or several paths or URIs; `deadline`,
-    `grace` and `lease` a `timedelta`, `deadline` also a `time` in UTC; `newer_than` and `older_than` a `datetime`,
-    `date` or `timedelta`; `start_model` a number, `Units` or `"auto"`. Raises `UsageError` for a value or combination
-    that is not valid.
+    `max_wait`, `grace` and `lease` a `timedelta`, `deadline` also a `time` in UTC; `newer_than` and `older_than` a
+    `datetime`, `date` or `timedelta`; `start_model` a number, `Units` or `"auto"`. Raises `UsageError` for a value or
+    combination that is not valid.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -305,12 +307,29 @@ class Job(BaseModel, JobOptions, frozen=True):
                 "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours); "
                 "with --emulator, the command line needs none"
             )
+        self._check_min_images()
         if self.scheduled_stop_role is not None and (self.start_model is None or self.deadline is None):
             raise _InvalidJobError(
                 "{scheduled_stop_role} stops a model that the run started, after its deadline: "
                 "use {start_model} and {deadline}, too"
             )
         return self
+
+    def _check_min_images(self) -> None:
+        if (self.min_images is None) != (self.max_wait is None):
+            raise _InvalidJobError("{min_images} and {max_wait} need each other; use both")
+        if self.max_wait_s is None:
+            return
+        if not self.incremental:
+            raise _InvalidJobError(
+                "{min_images} needs {incremental}, by which a later run finds the images of a postponed one"
+            )
+        with suppress(UsageError):  # not a duration, but a fixed time
+            if parse_duration(str(self.newer_than)) <= self.max_wait_s:
+                raise _InvalidJobError(
+                    f"{{newer_than}} {self.newer_than} is not longer than {{max_wait}} {self.max_wait}: images of a "
+                    "postponed run would become too old; use a longer {newer_than}"
+                )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -353,6 +372,11 @@ class Job(BaseModel, JobOptions, frozen=True):
     def deadline_s(self, now: dt.datetime) -> float | None:
         """Seconds from `now` to `deadline`."""
         return None if self.deadline is None else deadline_s(str(self.deadline), now=now)
+
+    @property
+    def max_wait_s(self) -> float | None:
+        """`max_wait` in seconds."""
+        return None if self.max_wait is None else parse_duration(str(self.max_wait))
 
     @property
     def ends_at_time_of_day(self) -> bool:

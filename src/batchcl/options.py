@@ -214,6 +214,24 @@ class JobOptions:
         float | None,
         Option("Stop when the runs of ROOT have cost this many dollars in this month, in UTC.", LIMITS, "USD", above=0),
     ] = None
+    min_images: Annotated[
+        int | None,
+        Option(
+            "Postpone a run with fewer images that need a call; needs --max-wait and --incremental.",
+            LIMITS,
+            "N",
+            minimum=1,
+            maximum=MAX_INT64,
+        ),
+    ] = None
+    max_wait: Annotated[
+        Duration | None,
+        Option(
+            "Postpone no run this long after the start of the last one that scored; needs --min-images.",
+            LIMITS,
+            "DURATION",
+        ),
+    ] = None
 
     sse: Annotated[
         ServerSideEncryption | None, Option("Encryption of the output in S3 (default: the bucket's).", OUTPUT)
@@ -260,12 +278,13 @@ class JobOptions:
         ),
     ] = None
     otel: Annotated[
-        bool, Option("Send metrics and a trace by OpenTelemetry's OTLP, as the OTEL_... variables say.", MONITORING)
+        bool,
+        Option("Send metrics and a trace by OTLP, configured by OpenTelemetry's environment variables.", MONITORING),
     ] = False
     ping: Annotated[
         str | None,
         Option(
-            "Ping this URL at the start, /start, and at the end, with the exit code, as Healthchecks expects.",
+            "Ping this URL at the start and, with the exit code, at the end, by Healthchecks' protocol.",
             MONITORING,
             "URL",
             is_secret=True,

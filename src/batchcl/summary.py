@@ -10,10 +10,14 @@ from typing import Any, Final, Literal
 __all__ = ["BILLED_USES", "SessionRecord", "SourceCounts", "Summary", "rate"]
 
 
-Status = Literal["done", "stopped"]
+Status = Literal["done", "stopped", "postponed"]
 
 BILLED_USES: Final = ("start", "scoring", "throttled", "idle", "tail", "stop")
 """What a billed second of the model is used for; `batchcl.lifetime.meter` says when."""
+
+_MINUTES_FROM_S: Final = 120.0
+_SHOWN: Final = 0.05
+"""Less is rounded to 0.0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +130,9 @@ class Summary(SourceCounts):
     """The summary of a run, over all its sessions; `planned` excludes images that another run has scored since.
 
     Attributes:
-        status: `done` if every image on the work list has a row, else `stopped`.
-        reason: why it stopped.
+        status: `done` if every image on the work list has a row, `postponed` if there were fewer than `min_images`, so
+            that no run was recorded, else `stopped`.
+        reason: why it stopped, or was postponed.
         unlabelled: scored images for which the model found no label; they are also counted as `scored`.
         calls: DetectCustomLabels calls, including throttled ones.
         throttled: calls refused for capacity.
@@ -168,6 +173,19 @@ class Summary(SourceCounts):
     round: int = 0
     reason: str | None = None
     sessions: tuple[SessionRecord, ...] = ()
+
+    def describe_bill(self) -> str:
+        """Return `model: 42 min at 2 units, $5.60: scoring 38.1, … stop 0.6 min`; empty if no model was billed."""
+        total_s = sum(self.billed_s.values())
+        if self.cost_usd is None or not total_s:
+            return ""
+        units = dict.fromkeys(each.units for each in self.sessions if each.billed_s and each.units is not None)
+        at = f" at {' and '.join(units)} unit{'' if [*units] == ['1'] else 's'}" if units else ""
+        factor, unit = (1 / 60, "min") if total_s >= _MINUTES_FROM_S else (1.0, "s")
+        longest_first = sorted(BILLED_USES, key=lambda use: -self.billed_s.get(use, 0.0))
+        used = [(use, self.billed_s.get(use, 0.0) * factor) for use in longest_first]
+        parts = ", ".join(f"{use} {time:,.1f}" for use, time in used if time >= _SHOWN)
+        return f"model: {total_s * factor:,.0f} {unit}{at}, ${self.cost_usd:,.2f}: {parts} {unit}"
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for `--json`, those of the sources last."""

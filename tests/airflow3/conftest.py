@@ -27,6 +27,7 @@ collect_ignore_glob = [] if os.environ.get("BATCHCL_AIRFLOW") else ["*"]
 
 ACCESS_KEY = "AKIDOFTHECONNECTION"
 SECRET = "secret-of-the-connection"
+PASSED = "value-of-the-variable"
 WEBHOOK_PATH = "/path-of-the-webhook"
 DAGS = Path(__file__).parents[2] / "configs" / "airflow"
 BATCHCL = Path(sys.executable).with_name("batchcl")
@@ -243,6 +244,7 @@ def airflow(
     env = clean_env | {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW_CONN_LABELS": json.dumps(connection),
+        "AIRFLOW_VAR_PASSED_SECRET": PASSED,
         "AIRFLOW_VAR_BATCHCL_WEBHOOK_SECRET": webhook.url,
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__HOST": "127.0.0.1",

@@ -14,7 +14,11 @@ HOME = ""
 MODEL = ""
 
 SCENARIOS: dict[str, dict[str, Any]] = {
-    "done": {"options": {"start_model": 1, "report": f"{HOME}/done.html"}},
+    "done": {
+        "options": {"start_model": 1, "report": f"{HOME}/done.html"},
+        "env": {"PASSED": "{{ var.value.passed_secret }}"},
+        "append_env": True,
+    },
     "failures": {"sources": f"{HOME}/corrupt"},
     "warned": {"sources": f"{HOME}/corrupt", "on_failures": "warn"},
     "refused": {"model": "digits@v99"},

@@ -255,7 +255,7 @@ def test_a_run_starts_no_model_for_missing_images(demo, pictures, tmp_path):
 
 def test_the_documentation_lists_every_check():
     rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(), re.MULTILINE)
-    assert rows == NAMES
+    assert rows == [*NAMES, "monitoring"]
 
 
 def test_an_invalid_argument_is_a_usage_error():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,6 +16,13 @@ from servers import aws_env
 @pytest.fixture
 def env(service):
     return aws_env(service)
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> Iterator[None]:
+    """Busy machines may take longer than the two seconds at the end of a run."""
+    with mock.patch("batchcl.monitoring.monitor.FLUSH_S", 60.0):
+        yield
 
 
 @pytest.fixture

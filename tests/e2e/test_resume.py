@@ -110,15 +110,13 @@ def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped
 
 
 def test_a_waiting_process_takes_over_a_killed_one(job, env, out, clean_env):
-    with (
-        started(*job, "--max-tps", 4, env=clean_env | env) as first,
-        started(*job, "--if-held", "wait", env=clean_env | env) as second,
-    ):
-        assert second.stderr is not None
-        assert any(b"is working on the run; following it" in line for line in iter(second.stderr.readline, b""))
-        wait_for_rows(out, 5)
-        first.kill()
-        text, rest = second.communicate(timeout=120)
+    with started(*job, "--max-tps", 0.5, env=clean_env | env) as first:
+        until_begun(first)
+        with started(*job, "--if-held", "wait", env=clean_env | env) as second:
+            assert second.stderr is not None
+            assert any(b"is working on the run; following it" in line for line in iter(second.stderr.readline, b""))
+            first.kill()
+            text, rest = second.communicate(timeout=120)
     assert second.returncode == 0, rest
     assert f"process {first.pid} on ".encode() in rest
     assert b"is dead; taking over its run" in rest

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -108,6 +109,57 @@ def test_running_models_of_all_regions(cli, cloud, monkeypatch):
     leased = cli("model", "list", "--running", env=cloud.env)
     assert "up to $" in leased.out
     assert f"leased until {cloud.now + dt.timedelta(hours=1):%FT%TZ} by run r\n" in leased.out
+
+
+@pytest.fixture
+def partly_closed(cloud) -> Iterator[dict[str, str]]:
+    """The environment of an account without eu-south-2 and il-central-1, and without permissions in eu-west-2."""
+    codes = {
+        "eu-south-2": "UnrecognizedClientException",
+        "il-central-1": "UnrecognizedClientException",
+        "eu-west-2": "AccessDeniedException",
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            region = self.headers["Authorization"].split("/")[2]
+            if region in codes:
+                status, answer = 400, json.dumps({"__type": codes[region], "Message": "not here"}).encode()
+            else:
+                request = Request(cloud.endpoint, data=body, headers=dict(self.headers))
+                with urlopen(request, timeout=10) as response:
+                    status, answer = response.status, response.read()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield cloud.env | {"AWS_ENDPOINT_URL_REKOGNITION": cloud.endpoint.rpartition(":")[0] + f":{server.server_port}"}
+    server.shutdown()
+    server.server_close()
+
+
+def test_regions_that_refuse_are_skipped(cli, cloud, partly_closed):
+    cloud.lease(f"{cloud.now - dt.timedelta(hours=1):%FT%TZ} started run dead")
+    done = cli("model", "reap", "--all-regions", "--alarm", "--json", env=partly_closed)
+    assert done.code == 0, done.err
+    assert [(each["done"], each["region"]) for each in done.json] == [("stopped", "us-east-1")]
+    lines = done.err.splitlines()
+    assert (
+        "batchcl: skipped eu-south-2, il-central-1: not enabled for this account, or not with these credentials"
+        in lines
+    )
+    assert [line for line in lines if line.startswith("batchcl: skipped eu-west-2: ") and "AccessDenied" in line]
+    alone = cli("model", "list", "--running", "--region", "eu-west-2", env=partly_closed)
+    assert alone.code == 5
+    assert "AccessDenied" in alone.err
 
 
 def test_all_models_of_all_regions(cli, cloud):

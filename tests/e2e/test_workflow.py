@@ -28,6 +28,7 @@ _MASKS = [
         (r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?", "TIME"),
         (r"/\d{13}\b", "/STAMP"),
         (r", at least \$[\d.]+ for the model", ""),
+        (r"(?m)^batchcl: model: .*\n", ""),
         (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
         (r"billed for [\d.]+ minutes of training: \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),

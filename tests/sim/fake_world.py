@@ -12,7 +12,7 @@ import datetime as dt
 import io
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
@@ -42,7 +42,7 @@ from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.bounds import deadline_at
 from batchcl.scoring.retry import completes_followed_round, execute_round, job_of_round, waiter_for_retry
-from batchcl.scoring.run import execute, find_resume_state, summary_of_done_run, waiter_for_run
+from batchcl.scoring.run import count_new_run, execute, find_resume_state, summary_of_done_run, waiter_for_run
 from batchcl.scoring.session import RunContext
 from batchcl.scoring.source_checks import CheckedSources, ReadCheck, skip_read_check
 from batchcl.sources.base import SourceCheck
@@ -358,6 +358,10 @@ class FakeWorld:
     if_held: IfHeld = IfHeld.FAIL
     deadline: str | None = None
     max_cost: float | None = None
+    monthly_budget: float | None = None
+    model: str = MODEL
+    min_images: int | None = None
+    max_wait: str | None = None
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
         """Open the output root for a session."""
@@ -375,6 +379,10 @@ class FakeWorld:
     async def run(self, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
         """One session of `batchcl run`: its summary, its error, or None if it was killed or cancelled."""
         return await _outcome(self._run, faults or FaultInjector())
+
+    async def pilot(self, images: int, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
+        """One session of `batchcl pilot`; returns the same as `run`."""
+        return await _outcome(partial(self._run, sample_images=images), faults or FaultInjector())
 
     async def retry(
         self, faults: FaultInjector | None = None, *, codes: Sequence[str] = (), fit: bool = False
@@ -400,10 +408,10 @@ class FakeWorld:
             ends.append(end)
         raise AssertionError(f"not done after {tries} sessions: {ends}")
 
-    async def _run(self, faults: FaultInjector) -> Summary:
+    async def _run(self, faults: FaultInjector, sample_images: int | None = None) -> Summary:
         job = self._job()
         ends_at = deadline_at(job, begun_at=anyio.current_time(), now=utcnow())
-        model, store = ModelArn.parse(MODEL), self.store(faults)
+        model, store = ModelArn.parse(self.model), self.store(faults)
         stop_signal = self.stop_signal or StopSignal()
         await store.check_writable()
 
@@ -413,13 +421,21 @@ class FakeWorld:
 
         async def attempt() -> Summary:
             state = await find_resume_state(job, model, store, check=check, observer=self.observer)
+            if not state.is_resumed:
+                state = replace(state, record=replace(state.record, started_at=utcnow()))
             if state.summary is not None:
                 return await summary_of_done_run(
                     job, state.summary, nullcontext(), self.observer, followed=waiter.followed
                 )
-            async with self.detector() as service:
+            async with AsyncExitStack() as listing, self.detector() as service:
+                batch = None
+                if sample_images is None:
+                    batch = await count_new_run(job, state, listing, observer=self.observer)
+                if isinstance(batch, Summary):
+                    return batch
                 context = self._with_preparer(self._context(faults, service, ends_at), job)
-                return await execute(job, state, context, dead=waiter.dead)
+                state = replace(state, pages=batch)
+                return await execute(job, state, context, dead=waiter.dead, sample_images=sample_images)
 
         waiter = waiter_for_run(job, store, observer=self.observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
@@ -474,7 +490,7 @@ class FakeWorld:
     def _job(self) -> Job:
         return Job(
             sources=("the world's images",),
-            model=MODEL,
+            model=self.model,
             out="memory",
             run_id=self.run_id,
             shard_size=self.shard_size,
@@ -486,6 +502,9 @@ class FakeWorld:
             if_held=self.if_held,
             deadline=self.deadline,
             max_cost=self.max_cost,
+            monthly_budget=self.monthly_budget,
+            min_images=self.min_images,
+            max_wait=self.max_wait,
         )
 
     def rows(self) -> list[dict[str, Any]]:

@@ -56,12 +56,16 @@ class UnpacedPacer:
 
 
 class Service:
-    """A model whose capacity is a token bucket; `fault(image, call number, now)` may return an error to raise."""
+    """A model whose capacity is a token bucket; `fault(image, call number, now)` may return an error to raise.
+
+    An image is admitted while there is one token, and takes `tokens`; later calls wait until these are refilled.
+    """
 
     def __init__(
         self,
         *,
         tps: Callable[[float], float] = lambda _: 1e9,
+        tokens: Callable[[ImageRef], float] = lambda _: 1.0,
         latency_s: Callable[[random.Random], float] = lambda _: 0.1,
         fault: Callable[[ImageRef, int, float], CallError | None] = lambda *_: None,
         seed: int = 0,
@@ -72,6 +76,7 @@ class Service:
         self.most_in_flight = 0
         self.sent_at: list[float] = []
         self._tps = tps
+        self._tokens_of = tokens
         self._latency_s = latency_s
         self._fault = fault
         self._rng = random.Random(seed)
@@ -85,7 +90,7 @@ class Service:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            if not self._admit(now):
+            if not self._admit(image, now):
                 await anyio.sleep(0.01)
                 raise ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException")
             await anyio.sleep(self._latency_s(self._rng))
@@ -97,13 +102,13 @@ class Service:
         labels = () if zlib.crc32(image.key.encode()) % 5 == 0 else (Label("cat", 90.0),)
         return Detection(labels, request_id=f"r-{image.key}")
 
-    def _admit(self, now: float) -> bool:
+    def _admit(self, image: ImageRef, now: float) -> bool:
         tps = self._tps(now)
-        self._tokens = min(tps, self._tokens + (now - self._filled_at) * tps)
+        self._tokens = min(max(1.0, tps), self._tokens + (now - self._filled_at) * tps)
         self._filled_at = now
         if self._tokens < 1:
             return False
-        self._tokens -= 1
+        self._tokens -= self._tokens_of(image)
         return True
 
 

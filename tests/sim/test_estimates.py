@@ -73,7 +73,7 @@ class Nights(WorldWithModel):
         return end
 
     async def measurements(self) -> Measurements:
-        return await read_measurements(self.store(), MODEL, observer=self.observer)
+        return await read_measurements(self.store(), self.model, observer=self.observer)
 
 
 def nights() -> Nights:
@@ -89,9 +89,9 @@ def test_twenty_jobs_cost_what_was_estimated_after_one_night():
         world, rows = nights(), []
         await world.night(1200, Units(2), name="learned")
         for number in range(20):
-            images, units = round(300 * 1.09**number), 1 + number % 5
+            images, units = round(400 * 1.07**number), 1 + number % 5
             estimate = (await world.measurements()).estimate(images, Units(units), limits=LIMITS)
-            before, world.models.start_s = world.models.billed_unit_s, world.rng.uniform(240, 480)
+            before, world.models.start_s = world.models.billed_unit_s(), world.rng.uniform(240, 480)
             end = await world.night(images, Units(units), name=f"{number:02}")
             rows.append(
                 (
@@ -99,7 +99,7 @@ def test_twenty_jobs_cost_what_was_estimated_after_one_night():
                     units,
                     estimate.basis.value,
                     estimate.dollars,
-                    (world.models.billed_unit_s - before) * 4 / 3600,
+                    (world.models.billed_unit_s() - before) * 4 / 3600,
                     end.cost_usd,
                 )
             )
@@ -123,9 +123,9 @@ def test_more_units_cost_more_for_the_same_images():
         world.models.start_s = 302.0  # RUNNING is noticed 1.5 s later, as on average
         for units in range(1, 6):
             for again in (False, True):
-                before = world.models.billed_unit_s
+                before = world.models.billed_unit_s()
                 await world.night(200, Units(units), name=f"{units} {again}")
-            unit_s.append(world.models.billed_unit_s - before)
+            unit_s.append(world.models.billed_unit_s() - before)
         await world.night(200, AutoUnits(), name="auto")
         return unit_s, world.models.units[NAME]
 

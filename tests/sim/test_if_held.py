@@ -29,6 +29,7 @@ from batchcl.runs.lease import read_leases
 from batchcl.runs.record import read_summary
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import refused
 from observers import RecordingObserver
 from sim.fake_world import RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
@@ -194,8 +195,8 @@ def test_a_killed_holder_is_replaced_after_45_s():
     (died,) = [at for at, kind in zip(second.observer.times, second.kinds, strict=True) if kind == "holder-dead"]
     last_heartbeat_s = holder.ended_s // HEARTBEAT_S * HEARTBEAT_S
     assert EXPIRES_S <= died - last_heartbeat_s <= EXPIRES_S + 2 * INTERVAL_S + 1
-    (resumed,) = [at for at, kind in zip(second.observer.times, second.kinds, strict=True) if kind == "resuming"]
-    assert resumed - died < 1, "found dead once, not twice"
+    (resumed,) = [at for at, kind in zip(second.observer.times, second.kinds, strict=True) if kind == "started"]
+    assert resumed - died < 5, "found dead once, not twice"
     assert "holder-silent" in second.kinds
 
 
@@ -305,8 +306,8 @@ def test_an_outage_of_the_store_is_no_sign_of_death():
     """It doesn't count for the 45 s: the holder can't write its heartbeats either."""
     world = night()
     world.service, world.max_in_flight = Service(latency_s=lambda _: 120.0), IMAGES
-    holder = Process(world, faults=failing(30, 110))
-    second = waiter(world, faults=failing(30, 110))
+    holder = Process(world, faults=failing(30, 114))
+    second = waiter(world, faults=failing(30, 114))  # it reads at 115 s, and the holder writes at 120 s
     play(holder, second)
     assert second.kinds[-4:-1] == ["holder-unknown", "holder-alive", "holder-ended"]
     assert assert_done_once(second) == holder.end
@@ -322,7 +323,7 @@ def test_five_minutes_without_the_store_end_the_waiting():
     assert 300 <= second.ended_s - 30 <= 300 + 2 * INTERVAL_S
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_of_starts_at_the_same_instant_one_scores(seed):
     rng = random.Random(seed)
 
@@ -352,24 +353,28 @@ def test_a_run_waits_for_other_runs_of_the_same_images():
 
 
 def test_a_second_retry_ends_with_the_result_of_the_first():
-    fails = True
+    broken = {1, 3, 5, 7}
 
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
-        return ImageError("no", code="InvalidS3ObjectException") if fails and int(each.key[:6]) % 2 else None
+        return ImageError("no", code="InvalidS3ObjectException") if int(each.key[:6]) in broken else None
 
     world = night(fault=fault)
     play(Process(world))
-    fails = False
+    broken = {7}
 
     async def retry(each: FakeWorld, faults: FaultInjector | None) -> Summary | BatchclError | None:
         return await each.retry(faults)
 
-    first, second = Process(world, work=retry), waiter(world, work=retry)
+    first, second = Process(world, work=retry), waiter(world, 1.0, work=retry)
     play(first, second)
     assert isinstance(first.end, Summary)
+    assert (first.end.round, first.end.failed) == (1, 1)
     assert second.end == first.end
-    assert first.end.round == 1
     assert not [path for path in world.files if "rounds/002" in path]
+    again = Process(world, work=retry)
+    play(again)
+    assert isinstance(again.end, Summary)
+    assert again.end.round == 2, "without waiting, the failure would have been retried again"
 
 
 def test_the_model_of_a_killed_holder_is_stopped_by_the_waiter():
@@ -393,6 +398,33 @@ def test_a_holder_that_has_spent_max_cost_is_not_continued():
     assert isinstance(second.end, RefusedError)
     assert "--max-cost" in str(second.end)
     assert [call for call in left.models.calls if call.startswith("start ")] == ["start cats@v1"]
+    assert left.status == "STOPPED"
+
+
+def test_a_model_that_the_holder_could_not_stop_is_taken_over():
+    """Although the holder has ended at a limit."""
+
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ImageError("no", code="InvalidImageFormatException") if int(each.key[:6]) in {1, 2} else None
+
+    left = world_with_model()
+    left.service = Service(latency_s=lambda _: 10.0, fault=fault)
+    left.max_in_flight = 1
+    left.max_failures = 1
+    left.models.errors["stop"] = refused("InternalServerError", 500)
+    holder, second = Process(left), Process(replace(left, if_held=IfHeld.WAIT), 15.0)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(second.live)
+            await holder.live()
+            left.models.errors.clear()
+
+    run_simulation(main)
+    assert isinstance(holder.end, StoppedError)
+    assert "could not be stopped" in str(holder.end)
+    assert "holder-dead" not in second.kinds, "it tried for five minutes, with heartbeats"
+    assert sessions(left) == 2
     assert left.status == "STOPPED"
 
 

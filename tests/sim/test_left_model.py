@@ -50,10 +50,11 @@ class WorldWithModel(FakeWorld):
     models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
     units: Units | AutoUnits | None = ONE
     keep: bool = False
+    model: str = arn_of(NAME)
 
     def model_manager(self, faults: FaultInjector) -> ModelManager:
         self.models.faults = faults
-        arn = ModelArn.parse(arn_of(NAME))
+        arn = ModelArn.parse(self.model)
         return ModelManager(
             self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stop_signal=StopSignal()
         )
@@ -80,6 +81,19 @@ async def with_left_model() -> WorldWithModel:
     assert (left.status, await left.owns_model()) == ("RUNNING", True)
     await anyio.sleep(3600)
     return left
+
+
+def test_a_run_waits_for_a_model_that_is_stopping():
+    """Also when the machine's clock, unlike the run, is older than the time limit of the wait."""
+
+    async def main() -> None:
+        stopping = world()
+        stopping.models.statuses[NAME] = "STOPPING"
+        stopping.models.due[NAME] = (anyio.current_time() + 120.0, "STOPPED")
+        assert isinstance(await stopping.run(), Summary)
+        assert stopping.status == "STOPPED"
+
+    run_simulation(main, start_s=86_400.0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,19 @@ MODEL = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "plan", "retry", "detect", "doctor", "running_models", "show", "watch_run", "write_report"],
+    [
+        "run",
+        "plan",
+        "retry",
+        "detect",
+        "doctor",
+        "running_models",
+        "costs",
+        "reconcile_costs",
+        "show",
+        "watch_run",
+        "write_report",
+    ],
 )
 def test_blocking_and_asynchronous_arguments_are_equal(name: str) -> None:
     asynchronous, blocking = (inspect.signature(getattr(batchcl, each)) for each in (name, f"{name}_sync"))

@@ -216,6 +216,32 @@ def test_the_flag_is_named_once_with_what_to_write_instead(key: str, value: str,
     assert str(caught.value).count(f"--{key.replace('_', '-')}") == 1
 
 
+BATCH: dict[str, Any] = {"min_images": "500", "max_wait": "3d", "incremental": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"min_images": None}, "--min-images and --max-wait need each other; use both"),
+        ({"max_wait": None}, "--min-images and --max-wait need each other; use both"),
+        ({"incremental": None}, "--min-images needs --incremental, by which"),
+        ({"newer_than": "72h"}, "--newer-than 72h is not longer than --max-wait 3d: images of a postponed run"),
+        ({"min_images": "0"}, "--min-images '0': expected at least 1"),
+        ({"max_wait": "soon"}, "--max-wait 'soon' is not a duration"),
+    ],
+)
+def test_a_minimum_batch_that_could_lose_images_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(flags=BASE | BATCH | changes)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("newer_than", [None, "4d", "2026-11-20"])
+def test_a_minimum_batch_is_accepted(newer_than: str | None) -> None:
+    job = load_job(flags=BASE | BATCH | {"newer_than": newer_than})
+    assert (job.min_images, job.max_wait_s) == (500, 3 * 86_400)
+
+
 def test_all_findings_are_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(file(tmp_path, "limit = 0\nnope = 1"), {"max_tps": 0})

@@ -1,4 +1,4 @@
-"""CloudWatch's metric InServiceInferenceUnits: since when a model runs, and how many unit-hours it has used.
+"""CloudWatch's metric InServiceInferenceUnits: since when a model runs, and how many unit-hours it has used by month.
 
 The service doesn't report when a model was started. The metric has the average units of each minute in which the model
 was running, for models that were trained after August 2022. Sources: Custom Labels guide, "Reporting running duration
@@ -15,9 +15,11 @@ from typing import Any, Final
 from batchcl.arns import ModelArn
 from batchcl.aws.errors import translate_errors
 
-__all__ = ["RunningTime", "running_time"]
+__all__ = ["RunningTime", "running_time", "unit_hours_by_month"]
 
-_DAY_S: Final = 24 * 3600
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+_DAY_S: Final = 24 * _HOUR_S
 _SPANS: Final = ((_DAY_S, 60), (15 * _DAY_S, 300), (455 * _DAY_S, 3600))
 """Seconds to look back, and the period of a data point, which CloudWatch keeps for that long."""
 
@@ -77,19 +79,51 @@ async def _points(
     client: Any, arn: ModelArn, *, begin: dt.datetime, end: dt.datetime, period_s: int
 ) -> list[tuple[dt.datetime, float]]:
     """Times and units of the periods in which the model was running."""
+    averages = (await _statistics(client, arn, ("Average",), begin=begin, end=end, period_s=period_s))["Average"]
+    return [(time, units) for time, units in averages.items() if units > 0]
+
+
+async def unit_hours_by_month(client: Any, arn: ModelArn, *, begin: dt.datetime, end: dt.datetime) -> dict[str, float]:
+    """UTC month, such as `2026-11` → unit-hours of a model, from hourly data that CloudWatch keeps for 455 days.
+
+    An hour has the average of the minutes in which the model was running; their number is that of the samples.
+
+    Args:
+        client: an open CloudWatch client of the model's region.
+        arn: the model.
+        begin: from this hour on.
+        end: until this time.
+
+    Raises:
+        RefusedError: CloudWatch refuses or doesn't respond; the permission is cloudwatch:GetMetricData.
+    """
+    begin = begin.astimezone(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    found = await _statistics(client, arn, ("Average", "SampleCount"), begin=begin, end=end, period_s=_HOUR_S)
+    months: dict[str, float] = {}
+    for time, units in found["Average"].items():
+        minutes = min(found["SampleCount"].get(time, 0.0), _HOUR_S / _MINUTE_S)
+        month = f"{time:%Y-%m}"
+        months[month] = months.get(month, 0.0) + units * minutes * _MINUTE_S / _HOUR_S
+    return months
+
+
+async def _statistics(
+    client: Any, arn: ModelArn, names: Sequence[str], *, begin: dt.datetime, end: dt.datetime, period_s: int
+) -> dict[str, dict[dt.datetime, float]]:
+    """The statistics with these names: time of the period → value."""
     dimensions = [{"Name": "ProjectName", "Value": arn.project}, {"Name": "VersionName", "Value": arn.version}]
     metric = {"Namespace": "AWS/Rekognition", "MetricName": "InServiceInferenceUnits", "Dimensions": dimensions}
-    query = {"Id": "units", "MetricStat": {"Metric": metric, "Period": period_s, "Stat": "Average"}}
-    points: list[tuple[dt.datetime, float]] = []
+    ids = {f"units{number}": name for number, name in enumerate(names)}
+    queries = [
+        {"Id": key, "MetricStat": {"Metric": metric, "Period": period_s, "Stat": name}} for key, name in ids.items()
+    ]
+    found: dict[str, dict[dt.datetime, float]] = {name: {} for name in names}
     with translate_errors(f"reading the metrics of {arn.name}"):
         pages = client.get_paginator("get_metric_data").paginate(
-            MetricDataQueries=[query], StartTime=begin, EndTime=end
+            MetricDataQueries=queries, StartTime=begin, EndTime=end
         )
         async for page in pages:
             for result in page["MetricDataResults"]:
-                points.extend(
-                    (time.astimezone(dt.UTC), units)
-                    for time, units in zip(result["Timestamps"], result["Values"], strict=True)
-                    if units > 0
-                )
-    return points
+                times = (time.astimezone(dt.UTC) for time in result["Timestamps"])
+                found[ids[result["Id"]]].update(zip(times, result["Values"], strict=True))
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import sys
 from contextlib import suppress
 from itertools import pairwise
@@ -72,6 +71,10 @@ def main() -> None:
 
 def _raise_file_limit() -> None:
     """Raise the soft limit of open files to the hard limit; the low default is for programs that use select()."""
+    if sys.platform == "win32":  # which has no such limit
+        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
         with suppress(OSError, ValueError):  # some systems allow less than they report
@@ -102,7 +105,7 @@ def _run(arguments: list[str]) -> int:
 def _report(error: BatchclError, arguments: list[str]) -> int:
     """Write the error that ended the command, with --json as an object, too. Returns the exit code."""
     write_line(str(error), event="error", level="error")
-    if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
+    if arguments[:1] in (["run"], ["pilot"], ["retry"]) and "--json" in arguments and error.summary is None:
         import orjson
 
         document = {"status": "refused", "reason": str(error), "exit_code": int(error.exit_code)}

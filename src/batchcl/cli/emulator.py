@@ -40,6 +40,9 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         str | None, typer.Option(help="S3 endpoint to read buckets from, with the AWS credentials of the environment.")
     ] = None,
     tps_per_unit: Annotated[float, typer.Option(help="Images per second of one inference unit.")] = 2.8,
+    seconds_per_megapixel: Annotated[
+        float, typer.Option(help="Seconds of one inference unit that each megapixel of an image takes in addition.")
+    ] = 0.0,
     account_tps: Annotated[float, typer.Option(help="DetectCustomLabels calls per second of the account.")] = 50.0,
     control_tps: Annotated[float, typer.Option(help="Calls per second of each other operation.")] = 5.0,
     start_seconds: Annotated[float, typer.Option(help="Duration of STARTING.")] = 0.5,
@@ -82,6 +85,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         bucket_regions=tuple(bucket_region or ()),
         s3_endpoint_url=s3_endpoint_url,
         tps_per_unit=tps_per_unit,
+        seconds_per_megapixel=seconds_per_megapixel,
         account_tps=account_tps,
         control_tps=control_tps,
         start_seconds=start_seconds,

@@ -40,13 +40,9 @@ class LivePanel:
     """Draws the panel below everything else that is written to stderr, and removes it at `close`.
 
     The size of the terminal is read for each drawing. A job in the background draws nothing.
-
-    Args:
-        title: what is shown, such as a run id; an own line above the bar unless it is empty.
     """
 
-    def __init__(self, title: str = "") -> None:
-        self._title = title
+    def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._is_ascii = not all(
             encoding.lower().replace("-", "").replace("_", "").startswith("utf")
@@ -63,7 +59,6 @@ class LivePanel:
             snapshot,
             width=columns - 1,  # the cursor of some terminals wraps after the last column
             rows=rows,
-            title=self._title,
             note=note,
             status_for_s=status_for_s,
             ascii_only=self._is_ascii,
@@ -90,20 +85,18 @@ def render(
     *,
     width: int,
     rows: int = 24,
-    title: str = "",
     note: str = "",
     status_for_s: float | None = None,
     ascii_only: bool = False,
 ) -> Text:
     """The panel: three lines without a line end at the last one, or one line on a small terminal.
 
-    No line is wider than `width`: the least important parts are left out. Any text is escaped.
+    No line is wider than `width`: the least important parts are left out. Control characters are escaped.
 
     Args:
         now: what to show.
         width: columns that may be used.
         rows: of the terminal.
-        title: an own first line, such as the id of a run.
         note: an own last line about a wait or the end of the run; replaces most counters if there is one line only.
         status_for_s: seconds since the model has had its status; None if unknown.
         ascii_only: without characters that need UTF-8.
@@ -115,8 +108,6 @@ def render(
         lines = [_progress(now, width, ascii_only=ascii_only), _fit(_calls(now), width)]
         if model := _model(now, status_for_s):
             lines.append(_fit(model, width))
-        if title:
-            lines.insert(0, Text(printable(title), "bold"))
         if note:
             lines.append(Text(printable(note), "yellow"))
     for line in lines:

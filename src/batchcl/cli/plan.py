@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchcl.scoring.estimates import Estimate
     from batchcl.scoring.plan import Plan
 
-__all__ = ["plan"]
+__all__ = ["estimate_cells", "plan"]
 
 
 @takes_job_options()
@@ -84,6 +84,8 @@ def plan(
         shown |= {"beyond the limit": found.unread, "lines read": found.lines}
     if found.identical:
         shown["identical content"] = _identical(found)
+    if found.postponed is not None:
+        shown["would be postponed"] = found.postponed
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")
     _emit_estimates(found)
@@ -110,7 +112,7 @@ def _emit_estimates(found: Plan) -> None:
 
     rows: list[tuple[list[Estimate], dict[str, str]]] = []
     for each in found.estimates:
-        cells = _cells(found, each)
+        cells = estimate_cells(each, is_free=found.is_free)
         if rows and rows[-1][1] == cells and not (each.is_requested or rows[-1][0][-1].is_requested):
             rows[-1][0].append(each)
         else:
@@ -131,7 +133,8 @@ def _units(merged: Sequence[Estimate]) -> str:
     return f"{text} (requested)" if first.is_requested else text
 
 
-def _cells(found: Plan, each: Estimate) -> dict[str, str]:
+def estimate_cells(each: Estimate, *, is_free: bool) -> dict[str, str]:
+    """Rate, time and cost of an estimate, with their ranges."""
     from batchcl.quantities import period_text
     from batchcl.scoring.budget import usd
     from batchcl.scoring.estimates import Basis
@@ -144,7 +147,7 @@ def _cells(found: Plan, each: Estimate) -> dict[str, str]:
         "rate": f"{basis}, limited" if each.is_limited else basis,
         "RUNNING": _with_range(period_text, each.billed_s, each.billed_s_low, each.billed_s_high),
     }
-    if not found.is_free:
+    if not is_free:
         cells["cost"] = _with_range(usd, each.dollars, each.dollars_low, each.dollars_high)
     return cells
 

@@ -27,9 +27,10 @@ _LOG_LESS_EVERY_S: Final = 60.0
 
 _DECIMALS: Final = {"elapsed_s": 1, "eta_s": 1, "images_per_second": 2, "rate_tps": 2, "capacity_tps": 2, "dollars": 4}
 
-_BEGIN_NOTE: Final = frozenset({"drain", "paused", "waiting", "holder-alive", "holder-silent", "holder-unknown"})
-_END_NOTE: Final = frozenset({"resumed", "holder-dead", "holder-ended"})
-"""Kinds of notices whose text stays in the panel, and that remove it."""
+_NOTES: Final = frozenset(
+    {"drain", "paused", "holder", "holder-alive", "holder-silent", "holder-unknown", "holder-dead", "holder-ended"}
+)
+"""Kinds of notices whose text stays in the panel: why nothing, or something else, is done now."""
 
 
 @asynccontextmanager
@@ -87,14 +88,16 @@ class _Live(SilentObserver):
 
     def started(self, progress: Progress) -> None:
         self._progress = progress
+        if not self._is_draining:
+            self._note = ""
 
     def notice(self, notice: Notice) -> None:
         sys.stderr.write(f"{printable(notice.text)}\n")
         if self._is_draining:
             return
-        if notice.kind in _BEGIN_NOTE:
+        if notice.kind in _NOTES:
             self._note = notice.text
-        elif notice.kind in _END_NOTE:
+        elif notice.kind == "resumed":
             self._note = ""
         self._is_draining = notice.kind == "drain"
 

@@ -19,7 +19,7 @@ from batchcl.quantities import pluralize
 if TYPE_CHECKING:
     from batchcl.summary import Summary
 
-__all__ = ["finish", "run"]
+__all__ = ["finish", "report_end", "run"]
 
 
 @takes_job_options()
@@ -81,9 +81,9 @@ def finish(
         summary = work()
     except BatchclError as error:
         if error.summary is not None:
-            _end(error.summary, json=json, log_format=log_format, options=options)
+            report_end(error.summary, json=json, log_format=log_format, options=options)
         raise
-    _end(summary, json=json, log_format=log_format, options=options)
+    report_end(summary, json=json, log_format=log_format, options=options)
     if not summary.tolerated:
         write_line(
             f"{pluralize(summary.failed, 'image')} failed, more than tolerated; list them with "
@@ -106,11 +106,13 @@ def _retry_commands(summary: Summary, options: Sequence[str]) -> str:
     return f"; run {' or '.join(commands)}" if commands else "; a retry would fail again"
 
 
-def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options: Sequence[str]) -> None:
+def report_end(summary: Summary, *, json: bool, log_format: LogFormat | None, options: Sequence[str]) -> None:
+    """Write the summary of a run that has ended, and how to resume it."""
     from batchcl.runs.layout import RunPaths
     from batchcl.sources.filters import describe_filters
 
-    left = summary.planned - summary.scored - summary.failed - summary.skipped
+    is_postponed = summary.status == "postponed"
+    left = 0 if is_postponed else summary.planned - summary.scored - summary.failed - summary.skipped
     resume = _how_to_resume(summary, options, left=left)
     if json:
         try:
@@ -120,6 +122,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options:
             write_line(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
         if resume:
             write_line(resume)
+        return
+    if is_postponed and log_format is not LogFormat.JSON:  # the notice has said it
         return
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:
@@ -139,6 +143,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options:
             write_line(resume)
         return
     write_line(text)
+    if bill := summary.describe_bill():
+        write_line(bill)
     if summary.lines is not None or summary.excluded:
         write_line(f"lists: {summary.describe_sources()}")
     for name, count in summary.filtered_by.items():

@@ -101,8 +101,10 @@ def with_service(
         raise
 
 
-def confirm(what: str, *, yes: bool) -> None:
-    """Ask for confirmation of `what`, a sentence that says what will be deleted; `yes` confirms.
+def confirm(what: str, *, yes: bool, refused: str = "nothing was deleted") -> None:
+    """Ask for confirmation of `what`, a sentence that says what will be done; `yes` confirms.
+
+    Without confirmation, the command ends with `refused`.
 
     Raises:
         UsageError: stdin is not a terminal, and `yes` isn't given.
@@ -117,9 +119,9 @@ def confirm(what: str, *, yes: bool) -> None:
     try:
         meant = typer.confirm(f"batchcl: {what}. Continue?", err=True)
     except typer.Abort:
-        raise InterruptedRunError("nothing was deleted") from None
+        raise InterruptedRunError(refused) from None
     if not meant:
-        raise RefusedError("nothing was deleted")
+        raise RefusedError(refused)
 
 
 def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:

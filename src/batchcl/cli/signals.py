@@ -21,10 +21,13 @@ import anyio
 from anyio.abc import TaskStatus
 
 from batchcl.cli.streams import set_footer, write_line
-from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError
+from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError, UsageError
 from batchcl.stop_signal import StopSignal
 
 __all__ = ["GRACE_S", "SIGNALS", "run_until_first_signal", "run_until_signalled"]
+
+if sys.platform == "win32":
+    raise UsageError("this command needs signals that Windows does not have; run it in WSL, or on Linux or macOS")
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Signals that end a command in an orderly way; SIGHUP (a closed terminal) unless `nohup` ignores it."""

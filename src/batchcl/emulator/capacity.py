@@ -71,7 +71,10 @@ BURST_S: Final = 1.0
 
 
 class TokenBucket:
-    """Admits `rate` calls per second, with bursts of `BURST_S` seconds' worth, but of at least one call."""
+    """Admits `rate` calls per second, with bursts of `BURST_S` seconds' worth, but of at least one call.
+
+    A call that turns out to cost more than one token is charged for the rest: later calls wait until that is refilled.
+    """
 
     __slots__ = ("_at", "_rate", "_tokens")
 
@@ -101,6 +104,10 @@ class TokenBucket:
         self._tokens -= 1.0
         return True
 
+    def charge(self, tokens: float) -> None:
+        """Charge an admitted call for `tokens` more."""
+        self._tokens -= tokens
+
 
 class Capacity:
     """All token buckets of an emulator.
@@ -109,10 +116,14 @@ class Capacity:
         tps_per_unit: DetectCustomLabels calls per second and inference unit.
         account_tps: DetectCustomLabels calls per second, per account and region.
         control_tps: calls per second of each other operation, per account and region.
+        seconds_per_megapixel: of one inference unit, in addition to the `1 / tps_per_unit` seconds of each image.
     """
 
-    def __init__(self, *, tps_per_unit: float, account_tps: float, control_tps: float) -> None:
+    def __init__(
+        self, *, tps_per_unit: float, account_tps: float, control_tps: float, seconds_per_megapixel: float = 0.0
+    ) -> None:
         self._tps_per_unit = tps_per_unit
+        self._tokens_per_pixel = seconds_per_megapixel * tps_per_unit / 1e6
         self._account_tps = account_tps
         self._control_tps = control_tps
         self._buckets: dict[tuple[str, ...], TokenBucket] = {}
@@ -133,6 +144,17 @@ class Capacity:
             ApiError: ProvisionedThroughputExceededException if the capacity is exceeded.
         """
         self._take((version_arn,), rate=self._tps_per_unit * units, now=now)
+
+    @property
+    def depends_on_pixels(self) -> bool:
+        """Whether larger images take more of a model's capacity."""
+        return self._tokens_per_pixel > 0
+
+    def charge_pixels(self, version_arn: str, pixels: int) -> float:
+        """Charge an admitted image for its size; returns by how many images of no size it exceeds one."""
+        tokens = pixels * self._tokens_per_pixel
+        self._buckets[version_arn,].charge(tokens)
+        return tokens
 
     def _take(self, key: tuple[str, ...], *, rate: float, now: float) -> None:
         bucket = self._buckets.get(key)
@@ -188,12 +210,12 @@ class AutoScaler:
         self._min_units, self._max_units = min_units, max_units
         self._tps_per_unit, self._period_s = tps_per_unit, period_s
         self._start = now
-        self._offered = 0
+        self._offered = 0.0
         self.units = min_units
 
-    def offer(self) -> None:
-        """Count a call, admitted or not."""
-        self._offered += 1
+    def offer(self, tokens: float = 1.0) -> None:
+        """Count a call, admitted or not, or what an admitted call costs in addition."""
+        self._offered += tokens
 
     def advance(self, now: float) -> list[tuple[float, int]]:
         """The changes up to `now`, each as (time, units).
@@ -205,7 +227,7 @@ class AutoScaler:
         while now - self._start >= self._period_s:
             self._start += self._period_s
             load_units = self._offered / self._period_s / self._tps_per_unit
-            self._offered = 0
+            self._offered = 0.0
             if load_units > _BUSY * self.units and self.units < self._max_units:
                 self.units += 1
             elif load_units < _IDLE * (self.units - 1) and self.units > self._min_units:

@@ -20,7 +20,7 @@ from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Picture", "check_bytes", "open_picture", "pixel_size"]
+__all__ = ["Picture", "allowed_size", "check_bytes", "open_picture", "pixel_size"]
 
 _ORIENTATION: Final = 0x0112
 _SIDEWAYS: Final = frozenset({5, 6, 7, 8})
@@ -64,8 +64,7 @@ def open_picture(data: bytes) -> Picture:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    width, height = pixel_size(data)
-    _check_pixels(width, height)
+    width, height = allowed_size(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             image.draft("RGB", (_DRAFT_SIDE, _DRAFT_SIDE))  # a JPEG decodes faster at a half, a quarter or an eighth
@@ -79,6 +78,13 @@ def open_picture(data: bytes) -> Picture:
     if orientation in _SIDEWAYS:
         width, height = height, width
     return Picture(rgb, width, height)
+
+
+def allowed_size(data: bytes) -> tuple[int, int]:
+    """`pixel_size` of an image within the limits; raises like `open_picture`."""
+    width, height = pixel_size(data)
+    _check_pixels(width, height)
+    return width, height
 
 
 def pixel_size(data: bytes) -> tuple[int, int]:

@@ -95,6 +95,7 @@ async def serve(
                 tps_per_unit=settings.tps_per_unit,
                 account_tps=settings.account_tps,
                 control_tps=settings.control_tps,
+                seconds_per_megapixel=settings.seconds_per_megapixel,
             ),
             quotas=quotas or Quotas(),
             tasks=tasks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,8 @@ class EmulatorSettings:
         s3_endpoint_url: S3 service to read objects from, with the AWS credentials of the emulator's process.
         tps_per_unit: DetectCustomLabels calls per second and inference unit. AWS doesn't publish it; 2.8 follows from
             the example on its pricing page.
+        seconds_per_megapixel: seconds of one inference unit per million pixels of an image, in addition to the
+            `1 / tps_per_unit` of each image. AWS says that the resolution matters, but not how much.
         account_tps: DetectCustomLabels calls per second, account and region (AWS general reference: 50).
         control_tps: calls per second of each other operation (AWS general reference: 5).
         start_seconds: how long a version is STARTING.
@@ -58,6 +61,7 @@ class EmulatorSettings:
     bucket_regions: tuple[str, ...] = ()
     s3_endpoint_url: str | None = None
     tps_per_unit: float = 2.8
+    seconds_per_megapixel: float = 0.0
     account_tps: float = 50.0
     control_tps: float = 5.0
     start_seconds: float = 0.5
@@ -86,11 +90,11 @@ class EmulatorSettings:
             if not all(pair.partition("=")):
                 raise UsageError(f"--bucket-region {pair!r} is not BUCKET=REGION, such as photos=eu-west-1.")
         for name in ("tps_per_unit", "account_tps", "control_tps", "scale_seconds"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be greater than 0.")
-        for name in (*_DURATIONS, "latency_ms", "latency_p99_ms", "seed", "port"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')} must not be negative.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} must be a number greater than 0.")
+        for name in (*_DURATIONS, "seconds_per_megapixel", "latency_ms", "latency_p99_ms", "seed", "port"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} must be a number that is not negative.")
 
     def regions(self) -> dict[str, str]:
         """`bucket_regions` by bucket."""

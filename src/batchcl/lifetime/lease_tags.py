@@ -2,7 +2,8 @@
 
 A model that a run has started has the tag `batchcl:lease/<digest of the holder>` with the value
 `<until> <role> <holder>`, such as `2026-11-21T03:15:00Z started run 2026-11-21 in s3://acme-tables/labels`, and, if the
-holder started the model, ` since <time>` with the time of the start. The run renews it regularly. When all leases of a
+holder started the model, ` since <time>` with the time of the start, and ` left <time>` once it has left the model to
+other holders. The run renews it regularly. When all leases of a
 model have expired, its runs are dead, and `batchcl model reap` stops it.
 
 A model without a lease of the run that started it was started by other means; batchcl never stops it.
@@ -48,6 +49,7 @@ _MAX_VALUE_CHARACTERS: Final = 256
 _INVALID_CHARACTERS: Final = re.compile(r"[^\w .:/=+@-]")
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _SINCE: Final = re.compile(r" since (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)$")
+_LEFT: Final = re.compile(r" left (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)$")
 
 
 class Role(StrEnum):
@@ -75,6 +77,7 @@ class LeaseTag:
         until: when the lease expires, by the service's clock; None if the value can't be decoded.
         holder: text that identifies the holder.
         since: when the holder requested the start of the model, by the service's clock; None if it did not.
+        left: when the holder, which started the model, left it to others; None if it has not.
     """
 
     key: str
@@ -82,6 +85,7 @@ class LeaseTag:
     until: dt.datetime | None
     holder: str
     since: dt.datetime | None = None
+    left: dt.datetime | None = None
 
     @property
     def value(self) -> str:
@@ -89,9 +93,10 @@ class LeaseTag:
         assert self.role is not None
         assert self.until is not None
         holder = _INVALID_CHARACTERS.sub("_", self.holder)
-        since = "" if self.since is None else f" since {self.since.astimezone(dt.UTC):{_TIME}}"
+        times = {"since": self.since, "left": self.left}
+        end = "".join(f" {name} {time.astimezone(dt.UTC):{_TIME}}" for name, time in times.items() if time is not None)
         value = f"{self.until.astimezone(dt.UTC):{_TIME}} {self.role} {holder}"
-        return value[: _MAX_VALUE_CHARACTERS - len(since)].rstrip() + since
+        return value[: _MAX_VALUE_CHARACTERS - len(end)].rstrip() + end
 
     @property
     def started(self) -> bool:
@@ -199,11 +204,16 @@ def _decode(key: str, value: str) -> LeaseTag:
     role, _, holder = rest.partition(" ")
     try:
         until = dt.datetime.fromisoformat(until_text)
-        since = None
-        if (found := _SINCE.search(holder)) is not None:
-            since, holder = dt.datetime.fromisoformat(found[1]), holder[: found.start()]
+        left, holder = _split_time(_LEFT, holder)
+        since, holder = _split_time(_SINCE, holder)
         if until.tzinfo is not None:
-            return LeaseTag(key=key, role=Role(role), until=until, holder=holder, since=since)
+            return LeaseTag(key=key, role=Role(role), until=until, holder=holder, since=since, left=left)
     except ValueError:
         pass
     return LeaseTag(key=key, role=None, until=None, holder=value)
+
+
+def _split_time(pattern: re.Pattern[str], text: str) -> tuple[dt.datetime | None, str]:
+    """The time at the end of `text`, and the text without it."""
+    found = pattern.search(text)
+    return (None, text) if found is None else (dt.datetime.fromisoformat(found[1]), text[: found.start()])

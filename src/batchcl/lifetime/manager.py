@@ -38,7 +38,7 @@ from batchcl.errors import (
     UsageError,
 )
 from batchcl.events import ModelUse, Notice, Observer, SafeObserver
-from batchcl.lifetime.meter import Meter
+from batchcl.lifetime.meter import BilledUse, Meter, elapsed
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
 from batchcl.prices import unit_hour_usd
@@ -62,6 +62,7 @@ _MAX_IN_USE: Final = 3
 """Responses ResourceInUseException to starts of a model that is described as down, until the start is given up."""
 
 _TAG_ATTEMPTS: Final = 3
+_MAY_START: Final = frozenset({ModelState.UNKNOWN, ModelState.STARTING, ModelState.LEFT})
 _DESCRIBE_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0, 3.0)
 """Pauses between two descriptions of the model; the last one repeats. A RUNNING model is billed while it waits."""
 
@@ -110,7 +111,7 @@ class ModelManager:
         rng: random.Random | None = None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
-        self.meter = Meter(clock=anyio.current_time, utcnow=utcnow)
+        self.meter = Meter(clock=elapsed, utcnow=utcnow)
         self.start_s: float | None = None
         self._utcnow = utcnow
         self._client = client
@@ -123,7 +124,7 @@ class ModelManager:
         self._stop_signal = stop_signal
         self._rng = rng or random.Random()
         self._life = ModelLife()
-        self._entered_at = 0.0  # when the state machine entered its state
+        self._entered_at: float | None = None  # when the state machine entered its state
         self._describe_count = 0
         self._described_at: float | None = None
         self._status = ""  # for which a notice was sent
@@ -138,7 +139,10 @@ class ModelManager:
         self._before_start: Callable[[], Awaitable[None]] | None = None
         self._start_accepted_at: float | None = None
         self._not_running_at: float | None = None  # when the model was last described as not RUNNING
-        self._unattended_since: dt.datetime | None = None
+        self._stop_accepted_at: float | None = None
+        self._unattended_since: dt.datetime | None = None  # until when earlier sessions have counted the model's cost
+        self._billed_from: dt.datetime | None = None
+        self._is_counted_elsewhere = False  # another session of this run counts the model's cost
         self._restarts = 0
         self._in_use_count = 0
         self._throttled_since: float | None = None
@@ -173,6 +177,22 @@ class ModelManager:
     def stops(self) -> bool:
         """Whether this session is responsible for stopping the model (or keeping it, with `--keep-model`)."""
         return self._life.is_ours or self._may_adopt or self._is_claiming
+
+    @property
+    def billed_until(self) -> dt.datetime | None:
+        """Until when this session and earlier ones have counted the cost of a model that may be RUNNING, or become so.
+
+        None if no session of this run has to pay for it.
+        """
+        if self.is_free or self._is_counted_elsewhere:
+            return None
+        may_start = self._start_accepted_at is not None and self._life.state in _MAY_START
+        return self._utcnow() if self.meter.is_open or may_start else self._unattended_since
+
+    @property
+    def billed_from(self) -> dt.datetime | None:
+        """From when on this session counts the cost of a model that an earlier one has counted before."""
+        return self._billed_from
 
     async def check(self) -> None:
         """Check before the first call that the model is running or can be started.
@@ -209,11 +229,12 @@ class ModelManager:
     def adopt(self, *, unattended_since: dt.datetime | None = None) -> None:
         """Let this session adopt, and so stop, a model that an earlier session of this run may have left.
 
-        The model's tag decides when the model is described next. `unattended_since` is when the earlier session last
-        counted the cost of a running model; the time from then on belongs to this session's bill.
+        The model's tag decides when the model is described next. `unattended_since` is the earlier session's
+        `billed_until`; the time from then on belongs to this session's bill.
 
         A session that doesn't start models (`units` is None) doesn't stop them; it leaves the model to a later session.
         """
+        self._unattended_since = unattended_since
         if self._units is None:
             self._is_left_to_next = True
             text = (
@@ -223,7 +244,7 @@ class ModelManager:
             self._observer.notice(Notice("model-left", text, level="warning"))
         else:
             self._may_adopt = True
-            self._unattended_since = unattended_since
+            self._billed_from = unattended_since
 
     def hand_over(self) -> None:
         """Leave the model and its tag to another session of this run, which is using it and will stop it."""
@@ -234,9 +255,14 @@ class ModelManager:
         self._queue_notice("model-handed-over", f"{self._arn.name} is left to the process that has taken over this run")
         self._send_notices()
 
+    def count_until(self, time: dt.datetime) -> None:
+        """Leave the model's cost from `time` on to another session of this run, which counts it."""
+        self.meter.close(ago_s=(self._utcnow() - time).total_seconds())
+        self._is_counted_elsewhere = True
+
     def dollars(self) -> float | None:
-        """Cost of the model so far with its minimum number of units; None if this run didn't start it or it is free."""
-        if self.is_free or self._units is None or not (self._life.is_ours or self.meter.was_opened):
+        """Cost of the model so far with its minimum number of units; None if this run doesn't pay for it."""
+        if self.is_free or not (self._life.is_ours or self.meter.was_opened):
             return None
         return self.meter.read().dollars
 
@@ -312,7 +338,6 @@ class ModelManager:
                 return
             self._record_status(model)
             self._send_notices()
-            self._stop_billing()
             if model.status != "STARTING":
                 self._count_restart(model)
             await self._ensure_running()
@@ -350,7 +375,6 @@ class ModelManager:
             await self._drive(event)
         if self._life.state in {ModelState.NOT_OURS, ModelState.SHARED} and self._status != "RUNNING":
             await wait(self._client, self._arn, until="RUNNING", passing={"STARTING"}, on_state=self._record_status_now)
-        self._start_billing()
 
     async def _first_event(self, model: Model, *, ending: bool) -> ModelEvent:
         """The event for the model's status; ADOPT_… if the model is up because an earlier session has left it."""
@@ -361,6 +385,7 @@ class ModelManager:
         if await self._is_adoptable():
             return ModelEvent.ADOPT_STARTING if model.status == "STARTING" else ModelEvent.ADOPT_RUNNING
         self._may_adopt = False
+        self._unattended_since = None
         return event
 
     async def _is_adoptable(self) -> bool:
@@ -387,6 +412,10 @@ class ModelManager:
             self._entered_at = anyio.current_time()
             self._describe_count = 0
             self._described_at = None
+        if event is ModelEvent.INHERITED and before is ModelState.SHARED:
+            self._start_billing(ago_s=self._lease.inherited_s, use=BilledUse.SCORING)
+        elif event in {ModelEvent.SEEN_RUNNING, ModelEvent.ADOPT_RUNNING}:
+            self._start_billing()
         return actions
 
     async def _drive(
@@ -397,6 +426,8 @@ class ModelManager:
         In states that are not in `describe_in`, return when the next action would be to describe the model.
         """
         current: ModelEvent | None = event
+        if self._entered_at is None:
+            self._entered_at = anyio.current_time()
         try:
             while current is not None:
                 actions, current = self._step(current), None
@@ -443,6 +474,7 @@ class ModelManager:
         self._describe_count += 1
         state = self._life.state
         now = anyio.current_time()
+        entered_at = now if self._entered_at is None else self._entered_at
         is_starting = state in {ModelState.UNKNOWN, ModelState.STARTING} or (
             not ending and state is not ModelState.STOPPING
         )
@@ -453,7 +485,7 @@ class ModelManager:
             if not ending and not isinstance(error, UnreachableError):
                 raise
             self._last_error = error if isinstance(error, BatchclError) else StoppedError(str(error))
-            since = self._entered_at if self._described_at is None else self._described_at
+            since = entered_at if self._described_at is None else self._described_at
             return ModelEvent.TIMED_OUT if now - since > _UNREACHABLE_TIMEOUT_S else ModelEvent.NOT_DESCRIBED
         self._described_at = now
         self._record_status(model)
@@ -466,7 +498,7 @@ class ModelManager:
                 self._last_error = UnreachableError(
                     f"it is unknown whether {model.name} was started: no start got a response, and it is {model.status}"
                 )
-        elif after.state is state and actions and now - self._entered_at > limit_s:
+        elif after.state is state and actions and now - entered_at > limit_s:
             self._last_error = StoppedError(f"{model.name} was still {model.status} after {limit_s / 60:.0f} minutes")
             return ModelEvent.TIMED_OUT
         return event
@@ -557,6 +589,7 @@ class ModelManager:
             return ModelEvent.LAPSED
         try:
             await stop(self._client, self._arn)
+            self._stop_accepted_at = elapsed()
         except Exception as error:  # noqa: BLE001 - the next description shows the result
             self._last_error = error if isinstance(error, BatchclError) else StoppedError(str(error))
             self._queue_notice("model-stop-failed", f"{error}; trying again")
@@ -611,7 +644,6 @@ class ModelManager:
         while self._life.is_ours or self._life.state is ModelState.SHARED:
             await self._drive(ModelEvent.END, ending=True)
         if self._life.state is ModelState.STOPPED:
-            self._stop_billing()
             text = f"{self._arn.name} is stopped" + ("" if self.is_free else "; its billing has ended")
             self._queue_notice("model-stopped", text)
 
@@ -668,7 +700,7 @@ class ModelManager:
             self._observer.notice(notice)
 
     def _queue_not_ours(self) -> None:
-        self._stop_billing()
+        self.meter.close(ago_s=self._lease.lapsed_s)  # at least until then it was not stopped for the expired lease
         text = (
             f"the lease of {self._arn.name} expired and its tag was removed, so the model that this run started was "
             "stopped; if it is running now, others started it and this run will not stop it"
@@ -687,6 +719,8 @@ class ModelManager:
         self._described = model.status
         if model.status != "RUNNING":
             self._not_running_at = anyio.current_time()
+            self._unattended_since = None
+            self._stop_billing()
         if model.status in UP and model.min_units is not None:
             self._running_units = Units(model.min_units, model.max_units)
 
@@ -701,23 +735,31 @@ class ModelManager:
         self._record_status(model)
         self._send_notices()
 
-    def _start_billing(self) -> None:
-        """Open the meter. The model became RUNNING between its last two descriptions: half-way, on average."""
-        if not self._life.is_ours or self.is_free or self.meter.is_open:
+    def _start_billing(self, *, ago_s: float = 0.0, use: BilledUse = BilledUse.START) -> None:
+        """Open the meter of a RUNNING model, unless it is open or the run doesn't pay for the model.
+
+        If the run has started the model, it became RUNNING between its last two descriptions: half-way, on average. If
+        an earlier session has left it, nobody has worked with it since that session counted it last.
+
+        Args:
+            ago_s: seconds for which the model, left by another run, was used by this run only.
+            use: what they were used for.
+        """
+        if not self._life.is_ours or self.is_free or self.meter.is_open or self._is_counted_elsewhere:
             return
-        now, since, unattended_s = anyio.current_time(), None, 0.0
         if self._not_running_at is not None:
-            since = (self._not_running_at + now) / 2
+            ago_s = (anyio.current_time() - self._not_running_at) / 2
             if self._start_accepted_at is not None:
-                self.start_s = round(since - self._start_accepted_at, 1)
+                self.start_s = round(anyio.current_time() - ago_s - self._start_accepted_at, 1)
         elif self._unattended_since is not None:
-            unattended_s = max(0.0, (self._utcnow() - self._unattended_since).total_seconds())
-        self._start_accepted_at = self._not_running_at = self._unattended_since = None
+            ago_s, use = (self._utcnow() - self._unattended_since).total_seconds(), BilledUse.IDLE
+        self._start_accepted_at = self._not_running_at = self._unattended_since = self._stop_accepted_at = None
         units = 1 if self.units is None else self.units.minimum
-        self.meter.open(usd_per_second=units * unit_hour_usd() / 3600, since=since, unattended_s=unattended_s)
+        self.meter.open(usd_per_second=units * unit_hour_usd() / 3600, ago_s=ago_s, use=use)
 
     def _stop_billing(self) -> None:
-        self.meter.close()
+        """Close the meter: when the service accepted this session's stop, else now."""
+        self.meter.close(ago_s=0.0 if self._stop_accepted_at is None else elapsed() - self._stop_accepted_at)
 
 
 def _event_of_start_error(error: Exception) -> ModelEvent:

@@ -5,7 +5,7 @@ The service bills while the model is RUNNING. Each billed second is attributed o
 | use | when |
 | -- | -- |
 | start | from RUNNING until the first call can be sent: the run has to notice it |
-| scoring | calls are made |
+| scoring | calls are made, or the next one waits for its turn because the model has no capacity for more |
 | throttled | the share of refused calls, of the time in which calls are made |
 | idle | no call is in flight, because no image is listed yet, the model is not ready, or nobody works on the run |
 | tail | every image has been called for, and the last responses or retries are awaited |
@@ -15,11 +15,14 @@ The service bills while the model is RUNNING. Each billed second is attributed o
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Bill", "BilledUse", "Meter"]
+import anyio
+
+__all__ = ["Bill", "BilledUse", "Meter", "elapsed"]
 
 
 class BilledUse(StrEnum):
@@ -51,11 +54,19 @@ class Bill:
         return sum(self.dollars_by_month.values())
 
 
+def elapsed() -> float:
+    """The event loop's clock plus the time for which the machine was suspended, in which that clock stands still."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return anyio.current_time()
+    suspended_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return anyio.current_time() + round(suspended_s, 1)
+
+
 class Meter:
     """Attributes the time between `open` and `close`; may be opened several times.
 
     Args:
-        clock: the event loop's clock, in seconds.
+        clock: in seconds; continues while the machine is suspended, as the bill does.
         utcnow: current time, for the month.
     """
 
@@ -78,25 +89,31 @@ class Meter:
         """Whether the model was billed at some time."""
         return self.is_open or bool(self._seconds)
 
-    def open(self, *, usd_per_second: float, since: float | None = None, unattended_s: float = 0.0) -> None:
+    def open(self, *, usd_per_second: float, ago_s: float = 0.0, use: BilledUse = BilledUse.START) -> None:
         """Begin to bill, if it is not open.
 
         Args:
             usd_per_second: price of all units.
-            since: when the model became RUNNING, on the clock; default: now.
-            unattended_s: billed seconds before `since` that no session has counted; they are idle.
+            ago_s: seconds for which the model has been billed already.
+            use: what they were used for.
         """
         if self._counted_until is None:
             self._usd_per_second = usd_per_second
             now = self._clock()
-            since = now if since is None else min(since, now)
-            self._counted_until = since - unattended_s
-            self._count({BilledUse.IDLE: 1.0}, until=since)
-            self._count({BilledUse.START: 1.0}, until=now)
+            self._counted_until = now - max(0.0, ago_s)
+            self._count({use: 1.0}, until=now)
 
-    def close(self) -> None:
-        """Stop billing."""
-        self._count({self._use: 1.0}, until=self._clock())
+    def close(self, *, ago_s: float = 0.0) -> None:
+        """Stop billing.
+
+        Args:
+            ago_s: seconds since billing has ended; if they were attributed already, they are removed.
+        """
+        if self._counted_until is None:
+            return
+        until = self._clock() - max(0.0, ago_s)
+        self._count({self._use: 1.0}, until=until)
+        self._remove(self._counted_until - until)
         self._counted_until = None
 
     def enter(self, use: BilledUse) -> None:
@@ -128,14 +145,27 @@ class Meter:
         self._add_dollars(self._dollars, elapsed_s, ended_ago_s=self._clock() - until)
         self._counted_until = until
 
-    def _add_dollars(self, dollars: dict[str, float], seconds: float, *, ended_ago_s: float) -> None:
-        """Add the price of `seconds` to the months in which they were."""
+    def _remove(self, excess_s: float) -> None:
+        """Remove the last `excess_s` seconds that were counted: from the current use, then from others."""
+        assert self._counted_until is not None
+        excess_s = min(excess_s, sum(self._seconds.values()))
+        if excess_s <= 0:
+            return
+        self._add_dollars(self._dollars, excess_s, ended_ago_s=self._clock() - self._counted_until, sign=-1)
+        for use in (self._use, *sorted(self._seconds, key=self._seconds.__getitem__, reverse=True)):
+            removed_s = min(excess_s, self._seconds.get(use, 0.0))
+            if removed_s > 0:
+                self._seconds[use] -= removed_s
+                excess_s -= removed_s
+
+    def _add_dollars(self, dollars: dict[str, float], seconds: float, *, ended_ago_s: float, sign: int = 1) -> None:
+        """Add the price of `seconds` to the months in which they were, or subtract it if `sign` is -1."""
         until = self._utcnow().astimezone(dt.UTC) - dt.timedelta(seconds=ended_ago_s)
         while seconds > 0:
             month_begins = until.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
             in_month_s = min(seconds, (until - month_begins).total_seconds())
             if in_month_s > 0:
                 month = f"{month_begins:%Y-%m}"
-                dollars[month] = dollars.get(month, 0.0) + in_month_s * self._usd_per_second
+                dollars[month] = dollars.get(month, 0.0) + sign * in_month_s * self._usd_per_second
                 seconds -= in_month_s
             until = month_begins - dt.timedelta(microseconds=1)

@@ -87,7 +87,9 @@ class ModelLease:
         self._role: Role | None = None
         self._until: dt.datetime | None = None
         self._since: dt.datetime | None = None
+        self._left: dt.datetime | None = None
         self._inherited: tuple[str, ...] = ()
+        self._inherited_since: dt.datetime | None = None
         self._keep_tag = False
 
     @property
@@ -109,6 +111,17 @@ class ModelLease:
     def has_lapsed(self) -> bool:
         """Whether the lease has expired since the last renewal, so that the reaper may have stopped the model."""
         return self._until is not None and self._now() >= self._until
+
+    @property
+    def lapsed_s(self) -> float:
+        """Seconds since the lease expired; 0 if it is live."""
+        return max(0.0, (self._now() - self._until).total_seconds()) if self._until is not None else 0.0
+
+    @property
+    def inherited_s(self) -> float:
+        """Seconds since the last other run, which had started the model, left it to this one; 0 if that is unknown."""
+        since = self._inherited_since
+        return max(0.0, (self._now() - since).total_seconds()) if since is not None else 0.0
 
     @property
     def has_schedule(self) -> bool:
@@ -140,6 +153,7 @@ class ModelLease:
             RefusedError: the model can't be tagged, or the schedule can't be created.
         """
         self._keep_tag = False
+        self._left = None
         await self._remove_expired()
         if self.is_enabled:
             before, self._since = self._role, self._now()
@@ -203,6 +217,7 @@ class ModelLease:
         is_user = self._role is Role.USING
         scheduled = self._role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}
         leaving = Role.LEAVING_SCHEDULED if scheduled else Role.LEAVING
+        self._left = None if is_user else self._left or self._now()
         if not await self._write(leaving, own_role=Role.USING if is_user else leaving):
             return ModelEvent.TAG_GONE
         try:
@@ -215,6 +230,7 @@ class ModelLease:
         if any(lease.holds(now) for lease in others):
             return ModelEvent.OTHER_LEASES
         self._inherited = tuple(lease.key for lease in others if lease.is_leaving)
+        self._inherited_since = max((lease.left for lease in others if lease.left is not None), default=None)
         return ModelEvent.INHERITED if self._inherited else ModelEvent.LAST_LEASE
 
     async def hand_over(self) -> None:
@@ -292,7 +308,9 @@ class ModelLease:
                 return False
             self._role = own_role or role  # set before the call, whose response may be lost
             until = self._now() + dt.timedelta(seconds=self._length_s)
-            lease = LeaseTag(key=self._key, role=role, until=until, holder=self._holder, since=self._since)
+            lease = LeaseTag(
+                key=self._key, role=role, until=until, holder=self._holder, since=self._since, left=self._left
+            )
             try:
                 await tag(self._client, self._arn.text, {lease.key: lease.value})
             except RefusedError as error:

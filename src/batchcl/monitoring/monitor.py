@@ -131,10 +131,14 @@ class Monitor:
                     group.start_soon(self._sample, sender, sender.back_end.every_s)
             while True:
                 await anyio.sleep(_CHECK_EVERY_S)
-                if self._progress is not None:
-                    notice = self._throttling.check(self._progress.snapshot(anyio.current_time()))
-                    if notice is not None:
-                        self.notice(notice)
+                with suppress(Exception):  # as in `notice`
+                    self._check_throttling()
+
+    def _check_throttling(self) -> None:
+        if self._progress is not None:
+            notice = self._throttling.check(self._progress.snapshot(anyio.current_time()))
+            if notice is not None:
+                self.notice(notice)
 
     async def _warn_when_failed(self, sender: Sender) -> None:
         self._warn(sender, await sender.wait_failed())
@@ -148,7 +152,8 @@ class Monitor:
         while True:
             await anyio.sleep(every_s)
             if self._progress is not None:
-                sender.put(Report(stage="sample", samples=tuple(self._samples(None))))
+                with suppress(Exception):  # as in `notice`
+                    sender.put(Report(stage="sample", samples=tuple(self._samples(None))))
 
     async def end(self, error: BaseException | None, *, model_left: str, max_s: float) -> None:
         """Report the end of the run, and wait until the back ends have sent everything, for at most `max_s` seconds.
@@ -159,10 +164,12 @@ class Monitor:
             max_s: for all back ends together.
         """
         summary = getattr(error, "summary", None) if error is not None else self.summary
-        self._put(self._end_report(summary, error, model_left=model_left))
-        for sender, reason in (await flush(self._senders, max_s=max_s)).items():
-            if sender not in self._warned:
-                self._warn(sender, reason)
+        try:
+            self._put(self._end_report(summary, error, model_left=model_left))
+        finally:
+            for sender, reason in (await flush(self._senders, max_s=max_s)).items():
+                if sender not in self._warned:
+                    self._warn(sender, reason)
 
     def _end_report(self, summary: Summary | None, error: BaseException | None, *, model_left: str) -> Report:
         if summary is not None:
@@ -301,7 +308,7 @@ async def _in_background(monitor: Monitor, problem: UsageError | None) -> AsyncI
         raise problem
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
-        group.start_soon(_guarded, monitor)
+        group.start_soon(monitor.watch)
         try:
             yield
         except Exception as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
@@ -320,11 +327,6 @@ def _otel_problem() -> UsageError | None:
     except UsageError as error:
         return error
     return None
-
-
-async def _guarded(monitor: Monitor) -> None:
-    with suppress(Exception):  # a bug in monitoring must not end the run
-        await monitor.watch()
 
 
 def _run_samples(now: Snapshot) -> Iterator[Sample]:
@@ -356,7 +358,7 @@ def _totals(summary: Summary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in _COUNTERS}
 
 
-def _status(summary: Summary | None, code: ExitCode) -> Literal["done", "stopped", "refused", "failed"]:
+def _status(summary: Summary | None, code: ExitCode) -> Literal["done", "stopped", "postponed", "refused", "failed"]:
     if summary is not None:
         return summary.status
     if code in {ExitCode.USAGE, ExitCode.REFUSED}:

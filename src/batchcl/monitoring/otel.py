@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from batchcl.__about__ import __version__
 from batchcl.errors import UsageError
+from batchcl.extras import require_extra
 from batchcl.monitoring.metrics import METRICS, Histogram, Sample
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import SendError
@@ -32,11 +33,7 @@ _INFO: Final = "batchcl_run_info"
 
 def check_settings() -> None:
     """Raise `UsageError` if the SDK is not installed or its variables ask for what it can't do here."""
-    try:
-        import opentelemetry.exporter.otlp.proto.http
-        import opentelemetry.sdk.trace  # noqa: F401 - an extra that most runs do without
-    except ImportError as error:
-        raise UsageError("--otel needs OpenTelemetry; install it with: pip install 'batchcl[otel]'") from error
+    require_extra("otel", "--otel")
     for signal in ("", "METRICS_", "TRACES_"):
         variable = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
         if os.environ.get(variable, _PROTOCOL) != _PROTOCOL:

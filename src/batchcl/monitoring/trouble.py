@@ -1,4 +1,4 @@
-"""Which notices are trouble, so that the webhook and SNS hear of them while the run continues."""
+"""Which notices are trouble, and so are sent to the webhook and SNS while the run continues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["TROUBLE", "Throttling", "TroubleFilter"]
 TROUBLE: Final = {
     "credentials-failing": "Credentials fail; calls wait for up to five minutes.",
     "deadline-missed": "At its rate of the last five minutes, the run will miss its deadline.",
+    "holder-dead": "The process that worked on the run has died; this one, which waited for it, takes over.",
     "lease-not-renewed": "The model's lease can't be renewed; if it expires, `batchcl model reap` stops the model.",
     "lease-unknown": "The leases of the model can't be read, so it may not be stopped, or while others use it.",
     "model-left": "An earlier session left the model running, and this one will not stop it.",

@@ -218,4 +218,4 @@ class HolderReporter:
                 return Notice("holder-ended", f"{who} has ended")
             case _ if is_new:
                 return Notice("holder", f"{who} {self._alive}")
-        return Notice("holder-alive", f"{who} is alive")
+        return Notice("holder-alive", f"heartbeats again: {who} {self._alive}")

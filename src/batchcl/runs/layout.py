@@ -33,6 +33,7 @@ __all__ = [
     "run_of_start",
     "session_of_billed",
     "start_path",
+    "started_since",
     "valid_run_id",
 ]
 
@@ -46,6 +47,7 @@ STAGING: Final = f"{RUNS}/.staging"
 STARTS: Final = f"{RUNS}/.starts"
 """Folder of empty files named after start time and run, so that one listing finds the newest run."""
 
+_START_TIME: Final = "%Y%m%dT%H%M%S.%fZ"  # sorts by time
 _SEPARATOR: Final = "~"  # never part of a run's name
 _PACE: Final = f"{RUNS}/.pace"
 _PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
@@ -144,12 +146,17 @@ def incremental_index_path(selection: str) -> str:
 
 def start_path(run_id: str, started_at: dt.datetime) -> str:
     """Empty file that records when a run started; created before the run's record."""
-    return f"{STARTS}/{started_at.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}{_SEPARATOR}{run_name(run_id)}"
+    return f"{STARTS}/{started_at.astimezone(dt.UTC):{_START_TIME}}{_SEPARATOR}{run_name(run_id)}"
 
 
 def run_of_start(path: str) -> str:
     """The name of the run in a path from `start_path`."""
     return path.rpartition("/")[2].partition(_SEPARATOR)[2]
+
+
+def started_since(path: str, since: dt.datetime) -> bool:
+    """Whether the path from `start_path` is of a run that started at `since` or later."""
+    return path >= f"{STARTS}/{since.astimezone(dt.UTC):{_START_TIME}}"
 
 
 def billed_folder(month: str) -> str:

@@ -29,7 +29,7 @@ import anyio
 import orjson
 
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, HeldError, OutputError, StoppedError
+from batchcl.errors import HeldError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -283,12 +283,10 @@ class RunLeaseHolder:
                 f"no heartbeat of this one for {EXPIRES_S:.0f} s"
             )
 
-    async def successor(self) -> RunLease | None:
-        """The session of another process that has taken over and may be running; None if there is none."""
-        other = await read_lease(self._store, self._folder)
-        if other is None or other.number <= self.number or other.process_is_alive is False:
-            return None
-        return other
+    async def later_sessions(self) -> list[RunLease]:
+        """The sessions that have taken over from this one, in order."""
+        paths = [path for path in await _session_files(self._store, self._folder) if _number(path) > self.number]
+        return await gather(lambda path: read_session(self._store, path), paths, at_once=_READS_AT_ONCE)
 
     async def write_heartbeat(self) -> None:
         """Write a heartbeat now."""
@@ -317,13 +315,13 @@ class RunLeaseHolder:
                 with suppress(OutputError):
                     await self.write_heartbeat()
 
-        error: BatchclError | None = None
+        error: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(write_heartbeats)
             try:
                 yield
-            except BatchclError as raised:
-                error = raised  # to raise it outside of an exception group
+            except Exception as raised:  # noqa: BLE001 - to raise it outside of an exception group
+                error = raised
             group.cancel_scope.cancel()
         if error is not None:
             raise error

@@ -161,6 +161,6 @@ async def _publish_shard(
     images = await worklist.load(shard)
     content = await publish_journal(store, spec, shard, journal, images)
     current, earlier = of_round(content.entries, targets.round)
-    if set(targets.positions(images, earlier)) <= set(positions(current)):
+    if set(targets.positions(shard, images, earlier)) <= set(positions(current)):
         last = latest(content.entries)
         await write_marker(store, paths, shard, round_=targets.round, entries=last, images=images)

@@ -104,6 +104,8 @@ class FailedImages:
         totals: shard → its totals as of that round.
     """
 
+    is_sample = False
+
     def __init__(self, about: Round, *, published: Mapping[int, int], totals: Mapping[int, Totals]) -> None:
         self.round = about.number
         self._round = about
@@ -120,7 +122,7 @@ class FailedImages:
         for shard in self._shards():
             yield shard
 
-    def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
+    def positions(self, shard: int, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
         """The positions of such images in a shard, given its `images` and the entries of `earlier` rounds."""
         groups = unresolved(latest(earlier), images)
         return [position for position, group in groups if self._round.selects(group)]

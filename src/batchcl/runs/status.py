@@ -21,14 +21,15 @@ from batchcl.runs.store import Store
 from batchcl.summary import BILLED_USES, SessionRecord, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from batchcl.runs.markers import Totals
     from batchcl.runs.worklist import WorkList
 
-__all__ = ["RunState", "list_runs", "newest_run", "read_run_state"]
+__all__ = ["RunState", "count_incomplete", "list_runs", "newest_run", "read_run_state"]
 
 _AT_ONCE: Final = 64
+_JOURNALS_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ async def _read_incomplete(store: Store, record: RunRecord, summary: Summary | N
     leases, rounds, unfinished = await gather(lambda read: read(), reads, at_once=len(reads))
     lease = leases[-1] if leases else None
     complete = sum_totals((await read_totals(store, paths, rounds.items())).values())
-    in_tables, journalled = await _count_incomplete(store, paths, rounds)
+    in_tables, journalled = await count_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
     await worklist.open()  # last, because it may grow meanwhile: it then includes every image counted above
     return _state(
@@ -205,18 +206,19 @@ async def newest_run(store: Store) -> str | None:
     return None if newest is None else newest.run_id
 
 
-async def _count_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
-    """Outcomes in shards that no round has completed: in the tables, and in the journal only."""
+async def count_incomplete(store: Store, paths: RunPaths, without: Collection[int]) -> tuple[Counts, Counts]:
+    """Outcomes in the tables, and in the journal only, of all shards with a journal except those of `without`."""
     from batchcl.runs.entries import counts
     from batchcl.runs.journal import Journal
 
-    names = await store.children(paths.journals)
-    in_tables, journalled = Counts(), Counts()
-    for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
+    async def count(shard: int) -> tuple[Counts, Counts]:
         content = await Journal(store, paths, shard, writer="").read()
-        in_tables += sum((counts(chunk.entries) for chunk in content.chunks), Counts())
-        journalled += Counts() if content.uncut is None else counts(content.uncut.entries)
-    return in_tables, journalled
+        in_tables = sum((counts(chunk.entries) for chunk in content.chunks), Counts())
+        return in_tables, Counts() if content.uncut is None else counts(content.uncut.entries)
+
+    shards = [int(name) for name in await store.children(paths.journals) if name.isdigit()]
+    found = await gather(count, [shard for shard in shards if shard not in without], at_once=_JOURNALS_AT_ONCE)
+    return sum((each for each, _ in found), Counts()), sum((each for _, each in found), Counts())
 
 
 def _of_summary(summary: Summary) -> RunState:

@@ -150,4 +150,6 @@ async def watch_store(
 
 def _at_end(watched: WatchedRun, summary: Summary | None) -> WatchedRun:
     """The last state; without a summary, the session was that of a recovery, or could not write it."""
-    return replace(watched, state="interrupted" if summary is None else summary.status, summary=summary)
+    if summary is None:
+        return replace(watched, state="interrupted")
+    return replace(watched, state="done" if summary.status == "done" else "stopped", summary=summary)

@@ -2,11 +2,12 @@
 
 Each session that pays for a model leaves an empty file per UTC month in the output root, named after the run and the
 number of the session. So one listing finds all sessions of a month, also those that run at the same time; their
-heartbeats contain their costs. A session that has ended is read once.
+heartbeats contain their costs, to which the time since the heartbeat is added. A session that has ended is read once.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -17,14 +18,18 @@ from batchcl.concurrency import gather
 from batchcl.errors import OutputError, RefusedError, StoppedError
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
+from batchcl.prices import unit_hour_usd
+from batchcl.quantities import Units
 from batchcl.runs.layout import RunPaths, billed_folder, billed_path, session_of_billed
-from batchcl.runs.lease import RunLease, read_session
+from batchcl.runs.lease import EXPIRES_S, RunLease, read_session
 from batchcl.runs.record import read_sessions
 from batchcl.runs.store import Store
+from batchcl.scoring.run_lease import BILLED_UNTIL
 
 __all__ = ["Budget", "usd"]
 
 _READ_EVERY_S: Final = 15.0
+_HOUR_S: Final = 3600
 _READS_AT_ONCE: Final = 32
 
 
@@ -37,7 +42,7 @@ class Budget:
         run_id: the run.
         number: returns the number of this session.
         model_manager: of this session.
-        month: returns the current UTC month, such as `2026-11`.
+        utcnow: current time.
     """
 
     def __init__(
@@ -48,18 +53,20 @@ class Budget:
         *,
         number: Callable[[], int],
         model_manager: ModelManager,
-        month: Callable[[], str],
+        utcnow: Callable[[], dt.datetime],
     ) -> None:
         self._job = job
         self._store = store
         self._run_id = run_id
         self._number = number
         self._model_manager = model_manager
-        self._month = month
+        self._utcnow = utcnow
         self._ended: dict[str, RunLease] = {}
         self._months_recorded: set[str] = set()
         self._earlier_usd = 0.0
         self._others_usd: dict[str, float] = {}
+        self._others_usd_per_s = 0.0
+        self._read_at = 0.0
 
     async def read(self) -> None:
         """Read the costs of the other sessions of the run, and of all sessions of this month. Raises `OutputError`."""
@@ -77,16 +84,25 @@ class Budget:
         while True:
             await anyio.sleep(1.0)
             with suppress(OutputError):
-                await self._record_month()
+                await self.record()
                 if anyio.current_time() - read_at >= _READ_EVERY_S:
                     read_at = anyio.current_time()
                     await self._read_month()
 
+    async def record(self) -> None:
+        """Record each month in which this session has paid for a model. Raises `OutputError`."""
+        for month in self._model_manager.meter.read().dollars_by_month:
+            if month not in self._months_recorded:
+                await self._store.put_new(billed_path(month, self._run_id, self._number()), b"")
+                self._months_recorded.add(month)
+
     async def check_start(self) -> None:
-        """Check the budgets before the model is started. Raises `RefusedError` if one is used up."""
+        """Check the budgets before the model is started, or adopted. Raises `RefusedError` if one is used up."""
         await self.read()
         if (reason := self._reason()) is not None:
-            raise RefusedError(f"the model was not started: {reason}")
+            is_running = self._model_manager.meter.is_open
+            what = "scoring with the model that an earlier session has left" if is_running else "the start of the model"
+            raise RefusedError(f"{what} is refused: {reason}")
 
     def exceeded(self) -> StoppedError | None:
         """The error for the budget that is used up; None if none is, or this run does not pay for its model."""
@@ -99,7 +115,8 @@ class Budget:
         if budget is not None and spent >= budget:
             return f"the model has cost {usd(spent)} in this run, and --max-cost is {usd(budget)}; raise --max-cost"
         month, budget = self._month(), self._job.monthly_budget
-        spent = self._others_usd.get(month, 0.0) + bill.dollars_by_month.get(month, 0.0)
+        since_read_usd = self._others_usd_per_s * max(0.0, anyio.current_time() - self._read_at)
+        spent = self._others_usd.get(month, 0.0) + bill.dollars_by_month.get(month, 0.0) + since_read_usd
         if budget is not None and spent >= budget:
             return (
                 f"the runs of {self._store.root} have cost {usd(spent)} in {month} (UTC), and --monthly-budget is "
@@ -107,20 +124,28 @@ class Budget:
             )
         return None
 
-    async def _record_month(self) -> None:
-        month = self._month()
-        if self._model_manager.meter.is_open and month not in self._months_recorded:
-            await self._store.put_new(billed_path(month, self._run_id, self._number()), b"")
-            self._months_recorded.add(month)
+    def _month(self) -> str:
+        return f"{self._utcnow().astimezone(dt.UTC):%Y-%m}"
 
     async def _read_month(self) -> None:
+        """Read what the other sessions of this month have cost, and what those that are running cost per second."""
         if self._job.monthly_budget is None:
             return
+        now = self._utcnow()
         month = self._month()
         own = billed_path(month, self._run_id, self._number())
         paths = [file.path for file in await self._store.list_all(billed_folder(month)) if file.path != own]
         sessions = await gather(self._read_session, paths, at_once=_READS_AT_ONCE)
-        self._others_usd[month] = sum((each.progress.get("cost_by_month") or {}).get(month, 0.0) for each in sessions)
+        spent_usd = per_second_usd = 0.0
+        for each in sessions:
+            spent_usd += (each.progress.get("cost_by_month") or {}).get(month, 0.0)
+            units = each.progress.get("model_units")
+            age_s = (now - each.heartbeat_at).total_seconds()
+            if units is not None and not each.ended and each.progress.get(BILLED_UNTIL) and age_s < EXPIRES_S:
+                usd_per_s = Units.parse(units).minimum * unit_hour_usd() / _HOUR_S
+                per_second_usd += usd_per_s
+                spent_usd += usd_per_s * max(0.0, age_s)
+        self._others_usd[month], self._others_usd_per_s, self._read_at = spent_usd, per_second_usd, anyio.current_time()
 
     async def _read_session(self, billed: str) -> RunLease:
         if billed in self._ended:

@@ -143,6 +143,7 @@ class Engine:
         self._access_checked = anyio.Event()
         self._access_checked.set()
         self._answered = False
+        self._is_pacing = False
         self._outcomes = 0  # after at least one attempt
         self._failure: BatchclError | None = None
         self._sink_failed = False
@@ -168,6 +169,11 @@ class Engine:
     def is_awaiting_last(self) -> bool:
         """Whether every image has been called for, or no more calls are sent."""
         return self._queue.is_awaiting_last
+
+    @property
+    def is_pacing(self) -> bool:
+        """Whether the next image is called for as soon as the model's capacity allows it."""
+        return self._is_pacing
 
     def drain(self, *, until: float = math.inf) -> None:
         """Send no more calls. Those in flight may take 20 s more, but not longer than `until`; then `run` returns."""
@@ -248,7 +254,9 @@ class Engine:
                     if self._preprocessing is not None:
                         await self._preprocessing.wait_for_capacity()
                     await self._workers.wait_for_free_slot()
+                    self._is_pacing = True
                     await self._pacer.acquire()
+                    self._is_pacing = False
                     self._workers.submit(self._queue.take(), self._tasks)
         finally:
             self._workers.close()

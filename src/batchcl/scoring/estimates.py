@@ -2,8 +2,9 @@
 
 - The rate of a session is its images divided by the seconds in which calls were made (billed as scoring or throttled;
   if the session did not pay for the model, all seconds from the first call to the last row). The rate of a number of
-  units is that of its newest `NEWEST` sessions together. Its range is that of the sessions with at least 100 images in
-  at least 60 s (`_ENOUGH`); if there are none, of all.
+  units is the median over the images of its newest `NEWEST` sessions, so that a night in which others used the capacity
+  does not change it. Its range is that of the sessions with at least 100 images in at least 60 s (`_ENOUGH`); if there
+  are none, of all.
 - A number of units whose sessions are shorter than that, all together, was not measured: its rate is scaled from the
   nearest number that was, in proportion to the units. If none was, 20 images in 10 s are enough. Sessions with
   auto-scaling measure only their own setting, as the number of units that they ran with is unknown.
@@ -14,10 +15,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from statistics import median
 from typing import Final
 
@@ -35,6 +38,7 @@ __all__ = [
     "Limits",
     "Measurements",
     "Spread",
+    "calling_s",
     "choose",
     "measure",
     "restart_images",
@@ -236,13 +240,13 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
     sessions = [session for run in runs if run.model_arn == model_arn for session in run.sessions if session.images]
     by_units: dict[str, list[SessionRecord]] = defaultdict(list)
     for session in sessions:
-        if session.units is not None and _calling_s(session) > 0:
+        if session.units is not None and calling_s(session) > 0:
             by_units[session.units].append(session)
     newest = {units: of_units[-NEWEST:] for units, of_units in by_units.items()}
     measured: dict[str, list[SessionRecord]] = {}
     for least in (_ENOUGH, _LITTLE):
         measured = measured or {units: each for units, each in newest.items() if _are_enough(each, least)}
-    overheads = [sum(each.billed_s.values()) - _calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
+    overheads = [sum(each.billed_s.values()) - calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
     starts = [each.start_s for each in sessions if each.start_s is not None][-NEWEST:]
     return Measurements(
         rates={units: _rate_of(of_units) for units, of_units in measured.items()},
@@ -254,19 +258,26 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
 
 
 def _rate_of(sessions: Sequence[SessionRecord]) -> Spread:
-    """Return the rate of all sessions together, and the range of those that are long enough."""
+    """Return the median rate of all images, and the range of the sessions that are long enough."""
     long_enough = [each for each in sessions if _are_enough([each], _ENOUGH)] or sessions
-    rates = [each.images / _calling_s(each) for each in long_enough]
-    typical = sum(each.images for each in sessions) / sum(map(_calling_s, sessions))
+    rates = [each.images / calling_s(each) for each in long_enough]
+    typical = _median_rate(sessions)
     return Spread(typical, min(*rates, typical), max(*rates, typical))
 
 
+def _median_rate(sessions: Sequence[SessionRecord]) -> float:
+    rates = sorted((each.images / calling_s(each), each.images) for each in sessions)
+    counts = list(accumulate(images for _, images in rates))
+    return rates[bisect_left(counts, counts[-1] / 2)][0]
+
+
 def _are_enough(sessions: Sequence[SessionRecord], least: tuple[int, float]) -> bool:
-    images, seconds = sum(each.images for each in sessions), sum(map(_calling_s, sessions))
+    images, seconds = sum(each.images for each in sessions), sum(map(calling_s, sessions))
     return images >= least[0] and seconds >= least[1]
 
 
-def _calling_s(session: SessionRecord) -> float:
+def calling_s(session: SessionRecord) -> float:
+    """Return the seconds in which calls were made; if the session did not pay for the model, all of its seconds."""
     if not session.billed_s:
         return session.seconds
     return sum(session.billed_s.get(use, 0.0) for use in _CALLING)

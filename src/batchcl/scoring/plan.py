@@ -23,10 +23,12 @@ from batchcl.images import ImageRef, check_limits
 from batchcl.job import Job
 from batchcl.quantities import MAX_UNITS, AutoUnits, Units
 from batchcl.runs.incremental import IncrementalFilter
+from batchcl.runs.record import read_record
 from batchcl.runs.store import Store
 from batchcl.scoring.auto_units import limits_of, read_measurements
 from batchcl.scoring.connections import open_service, start_units
 from batchcl.scoring.estimates import Estimate, Limits, Measurements, choose, restart_images, restart_seconds
+from batchcl.scoring.min_batch import MinBatch
 from batchcl.scoring.source_checks import check_sources, first_page
 from batchcl.summary import SourceCounts
 
@@ -84,6 +86,7 @@ class Plan(SourceCounts):
         overhead_s: billed seconds per run without calls, which are part of the estimates.
         is_free: whether the model costs nothing, because it is emulated.
         deadline: how to meet the job's deadline; None if it has none.
+        postponed: why `run` would postpone the job now, because of `min_images`; None if it would not.
     """
 
     model: str
@@ -102,6 +105,7 @@ class Plan(SourceCounts):
     overhead_s: float
     is_free: bool
     deadline: DeadlinePlan | None
+    postponed: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -176,7 +180,15 @@ async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = 
         overhead_s=measurements.overhead_s,
         is_free=is_free,
         deadline=deadline,
+        postponed=None if store is None else await _reason_to_postpone(job, store, model, calls, now=now),
     )
+
+
+async def _reason_to_postpone(job: Job, store: Store, model: ModelArn, calls: int, *, now: dt.datetime) -> str | None:
+    if job.run_id is not None and await read_record(store, job.run_id) is not None:
+        return None
+    min_batch = await MinBatch.of(job, store, model.text, now=now)
+    return None if min_batch is None else min_batch.reason(calls)
 
 
 async def _open_root(job: Job, aws: Aws) -> Store | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -29,20 +29,30 @@ from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
-from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
+from batchcl.monitoring import OPTIONS, RunNames, monitored
+from batchcl.monitoring import Targets as MonitoringTargets
 from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
-from batchcl.runs.ledger import AllImages
+from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, summary_of_session
+from batchcl.runs.record import (
+    RunRecord,
+    describe_differences,
+    read_record,
+    read_sessions,
+    read_summary,
+    summary_of_session,
+)
 from batchcl.runs.recovery import publish_leftovers
+from batchcl.runs.sample import draw_sample
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
 from batchcl.scoring.connections import open_manager, open_service
+from batchcl.scoring.min_batch import MinBatch, count_batch, postponed_summary, with_pauses
 from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
@@ -56,12 +66,18 @@ from batchcl.summary import Summary
 __all__ = [
     "ResumeState",
     "acquire_lease",
+    "called_images",
+    "count_new_run",
     "execute",
     "find_resume_state",
     "incremental_filter",
+    "new_record",
     "open_context",
     "open_store",
+    "recorded_model",
+    "recorded_run",
     "run",
+    "score",
     "summary_of_done_run",
     "waiter_for_run",
 ]
@@ -100,12 +116,21 @@ async def run(
     def session() -> Aws:
         return aws or Aws(AwsSettings(profile=job.profile, region=job.region))
 
-    async with monitored(Targets.of(job), observer, stop_signal, names, session=session) as monitor:
-        monitor.summary = await _run(job, monitor, stop_signal, session(), ends_at=ends_at)
+    async with monitored(MonitoringTargets.of(job), observer, stop_signal, names, session=session) as monitor:
+        monitor.summary = await score(job, monitor, stop_signal, session(), ends_at=ends_at)
         return monitor.summary
 
 
-async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, *, ends_at: float) -> Summary:
+async def score(
+    job: Job,
+    observer: Observer,
+    stop_signal: StopSignal,
+    aws: Aws,
+    *,
+    ends_at: float,
+    sample_images: int | None = None,
+) -> Summary:
+    """`run` without monitoring; with `sample_images` only a sample is scored, without a minimum batch or report."""
     job = limit_to_descriptors(job, observer)
     check_report(job)
     with ExitStack() as files:
@@ -116,27 +141,63 @@ async def _run(job: Job, observer: Observer, stop_signal: StopSignal, aws: Aws, 
         check = checks_of_attempts(job, aws, files, observer=observer)
 
         async def attempt() -> Summary:
-            with stop_signal.interruptible():
-                model = await _recorded_model(store, job, resolved)
-                if job.model not in (None, model.text):
-                    observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
-                state = await find_resume_state(
-                    job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
-                )
-            waiter.run_id = run_id = state.record.run_id
-            report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
-            if state.summary is not None:
-                return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
-            async with (
-                report,
-                open_context(
-                    job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
-                ) as context,
-            ):
-                return await execute(job, state, context, dead=waiter.dead)
+            async with AsyncExitStack() as listing:
+                with stop_signal.interruptible():
+                    model = await recorded_model(store, job, resolved)
+                    if job.model not in (None, model.text):
+                        observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
+                    state = await find_resume_state(
+                        job, model, store, run_id=waiter.run_id, check=partial(check, model), observer=observer
+                    )
+                    batch = None
+                    if sample_images is None:
+                        batch = await count_new_run(job, state, listing, observer=observer)
+                if isinstance(batch, Summary):
+                    return batch
+                waiter.run_id = run_id = state.record.run_id
+                report: AbstractAsyncContextManager[None] = nullcontext()
+                if sample_images is None:
+                    report = report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=store.root)
+                if state.summary is not None:
+                    return await summary_of_done_run(job, state.summary, report, observer, followed=waiter.followed)
+                async with (
+                    report,
+                    open_context(
+                        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, ends_at=ends_at
+                    ) as context,
+                ):
+                    return await execute(
+                        job, replace(state, pages=batch), context, dead=waiter.dead, sample_images=sample_images
+                    )
 
         waiter = waiter_for_run(job, store, observer=observer, stop_signal=stop_signal, ends_at=ends_at)
         return await waiter.run(attempt)
+
+
+async def count_new_run(
+    job: Job, state: ResumeState, listing: AsyncExitStack, *, observer: Observer
+) -> Summary | AsyncIterator[SelectedPage] | None:
+    """Return the summary of a run that is postponed because of `job.min_images`.
+
+    Otherwise the images that were read to decide that, with all after them, if they need not be listed again. Only a
+    run without a record is postponed. `listing` closes what is not read.
+    """
+    if state.is_resumed or state.sources is None:
+        return None
+    store, record = state.store, state.record
+    min_batch = await MinBatch.of(job, store, record.model, now=record.started_at)
+    incremental = incremental_filter(store, record, job, keep_index=True)
+    if min_batch is None or incremental is None:
+        return None
+    pages = closing_with(listing, state.sources.selection.pages())
+    batch = await count_batch(pages, incremental, enough=min_batch.min_images, fit=job.fit)
+    reason = min_batch.reason(batch.calls)
+    if reason is None or not batch.listed:
+        return batch.pages
+    text = f"run {record.run_id} is postponed: {reason}"
+    fields: dict[str, str | int | float | None] = {"images": batch.images, "calls": batch.calls}
+    observer.notice(Notice("postponed", text, fields | {"last_run": min_batch.last_run}))
+    return postponed_summary(job, record, state.sources, batch, reason=reason, root=store.root)
 
 
 async def summary_of_done_run(
@@ -181,7 +242,7 @@ def waiter_for_run(job: Job, store: Store, *, observer: Observer, stop_signal: S
     return waiter
 
 
-async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
+async def recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     """Return the model that the job refers to: `model`, or for a run that is resumed the model in its record.
 
     They differ if the job names a project without a version, whose newest version is another one by now.
@@ -193,17 +254,30 @@ async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     return recorded if matches_model(recorded, job.model) else model
 
 
-async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: RunLease | None = None) -> Summary:
+async def execute(
+    job: Job,
+    state: ResumeState,
+    context: RunContext,
+    *,
+    dead: RunLease | None = None,
+    sample_images: int | None = None,
+) -> Summary:
     """Acquire the lease of the run and score what is left: the second half of `run`, with open connections.
 
-    `dead` is the run's last session, if that was found dead just now.
+    Args:
+        job: the job.
+        state: what exists of the run.
+        context: connections, observer and stop signal.
+        dead: the run's last session, if that was found dead just now.
+        sample_images: complete the work list first, then score a sample of so many images, unless sessions of this run
+            have called for as many; None to score all images.
     """
     if state.is_resumed and job.has_passed_deadline(since=state.record.started_at, now=context.utcnow()):
         context = replace(context, ends_at=anyio.current_time())
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(model=model_manager.use)
-    pause = partial(wait_for_calls, worklist, progress)
+    pause = partial(wait_for_calls, worklist, progress) if sample_images is None else no_pause
     lease = make_run_lease(
         store, RunPaths(state.record.run_id), progress, model_manager, observer=observer, utcnow=context.utcnow
     )
@@ -244,12 +318,30 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
                 count_sources=sources.counts,
                 on_frozen=partial(_report_work_list, worklist, progress, observer),
             )
+        targets: Targets = AllImages(worklist, published_rounds)
+        if sample_images is not None:
+            with context.stop_signal.interruptible():
+                lease.settled = True  # nothing is journalled yet
+                observer.started(progress)
+                async with lease.writing_heartbeats():
+                    if write_list is not None:
+                        await write_list()
+                        write_list = None
+                    enough = await called_images(store, record.run_id) >= sample_images
+                    targets = await draw_sample(
+                        worklist,
+                        images=0 if enough else sample_images,
+                        seed=record.run_id,
+                        fit=job.fit,
+                        published=published_rounds,
+                    )
+                lease.settled = False
         session = Session(
             job=job,
             store=store,
             record=record,
             worklist=worklist,
-            targets=AllImages(worklist, published_rounds),
+            targets=targets,
             published=published_rounds,
             context=context,
             lease=lease,
@@ -260,6 +352,11 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
             write_work_list=write_list,
         )
         return await session.run()
+
+
+async def called_images(store: Store, run_id: str) -> int:
+    """Return how many images the sessions of the run have called for."""
+    return sum(each.images for each in await read_sessions(store, run_id))
 
 
 async def acquire_lease(
@@ -359,6 +456,7 @@ class ResumeState:
         is_resumed: whether the record exists in the output root.
         worklist: its work list.
         sources: the sources; None if they are not needed, because the work list is complete.
+        pages: the images of a new run, if some of them have been read already.
         calls_left: whether images may need a call.
         summary: of a run that is done; None otherwise.
     """
@@ -370,6 +468,7 @@ class ResumeState:
     sources: CheckedSources | None
     calls_left: bool
     summary: Summary | None
+    pages: AsyncIterator[SelectedPage] | None = None
 
 
 async def find_resume_state(
@@ -385,10 +484,10 @@ async def find_resume_state(
 
     `run_id` is the id of a run without `job.run_id`, if it has one already.
     """
-    record = _new_record(job, model, run_id)
+    record = new_record(job, model, run_id)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
-    old = await _recorded_run(store, record)
+    old = await recorded_run(store, record)
     summary = None
     published_shards = 0
     if old is not None:
@@ -437,10 +536,12 @@ async def _begin(
     sources = state.sources
     if sources is not None and not worklist.shards:
         check_readable = partial(_check_first_images, sources, incremental_filter(state.store, record, job))
-        pages = closing_with(source_stack, sources.selection.pages(pause=pause))
+        listed = state.pages
+        pages = sources.selection.pages(pause=pause) if listed is None else with_pauses(listed, pause)
+        pages = closing_with(source_stack, pages)
         first = await first_page(pages, sources, job, check_readable=check_readable)
     if not state.is_resumed and not await record.create(state.store):
-        record = await _recorded_run(state.store, record) or record
+        record = await recorded_run(state.store, record) or record
     await take_over(record)
     await worklist.open()  # again: another process may have extended it before the lease was acquired
     if first is not None and worklist.bookmark is None:
@@ -492,7 +593,8 @@ def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer
         observer.notice(Notice("incremental", text, {"already_scored": scored, "already_failed": failed}))
 
 
-def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
+def new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
+    """Return the record of a run of `job` that begins now; `run_id` is its id if the job has none."""
     now = dt.datetime.now(dt.UTC)
     scored_as = job.scored_as(model)
     return RunRecord(
@@ -506,7 +608,7 @@ def _new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
     )
 
 
-async def _recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
+async def recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
     """Return the recorded run with this id; None if there is none. Raises `UsageError` if it is of another job."""
     old = await read_record(store, record.run_id)
     if old is not None and old.run_id != record.run_id:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -18,13 +18,16 @@ from batchcl.runs.lease import EXPIRES_S, RunLease, RunLeaseHolder
 from batchcl.runs.store import Store
 from batchcl.stop_signal import MODEL, RECORDS, STORE, StopSignal
 
-__all__ = ["OWNS_MODEL", "hold_run_lease", "make_run_lease"]
+__all__ = ["BILLED_UNTIL", "OWNS_MODEL", "hold_run_lease", "make_run_lease"]
 
 OWNS_MODEL: Final = "owns_model"
 """Heartbeat field: a session of this run may have started the model, so the next session adopts it."""
 
-_IS_BILLED: Final = "is_billed"
-"""Heartbeat field: the model is RUNNING, and this session counts its cost."""
+BILLED_UNTIL: Final = "billed_until"
+"""Heartbeat field: until when the sessions so far have counted the cost of a model that may still be RUNNING."""
+
+_BILLED_FROM: Final = "billed_from"
+"""Heartbeat field: from when on this session counts a cost that an earlier one, if suspended, has counted, too."""
 
 _STOPS_MODEL: Final = "stops_model"
 """Heartbeat field: this session will stop the model, so a session that it has replaced does not."""
@@ -72,7 +75,8 @@ def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> 
         "cost_by_month": bill.dollars_by_month,
         "billed_s": bill.seconds,
         "start_s": model_manager.start_s,
-        _IS_BILLED: model_manager.meter.is_open,
+        BILLED_UNTIL: model_manager.billed_until,
+        _BILLED_FROM: model_manager.billed_from,
         OWNS_MODEL: model_manager.owned,
         _STOPS_MODEL: model_manager.stops,
     }
@@ -95,24 +99,40 @@ async def hold_run_lease(
 
     def inherit(left: RunLease) -> None:
         if left.progress.get(OWNS_MODEL):
-            model_manager.adopt(unattended_since=left.heartbeat_at if left.progress.get(_IS_BILLED) else None)
+            model_manager.adopt(unattended_since=_time(left, BILLED_UNTIL))
 
+    is_acquired = False
     try:
-        async with model_manager.stopping():
+        async with AsyncExitStack() as until_stopped, model_manager.stopping():
             try:
                 await lease.acquire(on_left=inherit, dead=dead)
+                is_acquired = True
                 yield
             finally:
                 await _hand_over(lease, model_manager, stop_signal)
+                if is_acquired:  # stopping the model may take minutes, in which no other process may take over
+                    await until_stopped.enter_async_context(lease.writing_heartbeats())
     finally:
         with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             await lease.release()
 
 
 async def _hand_over(lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal) -> None:
-    """If another process has taken over the run and will stop the model, let this one not stop it."""
+    """If another process has taken over the run and will stop the model, let this one not stop it.
+
+    The time from which the other one has counted the model's cost is not counted twice.
+    """
     if model_manager.stops:
         with stop_signal.bounded(_HAND_OVER, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
-            other = await lease.successor()
-            if other is not None and other.progress.get(_STOPS_MODEL):
+            later = await lease.later_sessions()
+            if later and (billed_from := _time(later[0], _BILLED_FROM)) is not None:
+                model_manager.count_until(billed_from)
+            if later and later[-1].process_is_alive is not False and later[-1].progress.get(_STOPS_MODEL):
                 model_manager.hand_over()
+
+
+def _time(session: RunLease, name: str) -> dt.datetime | None:
+    text = session.progress.get(name)
+    with suppress(ValueError, TypeError):
+        return dt.datetime.fromisoformat(text) if text is not None else None
+    return None

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from typing import Final
 
 import anyio
 
@@ -29,6 +30,7 @@ from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
+from batchcl.runs.status import count_incomplete
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
 from batchcl.scoring.auto_units import AutoUnitsChooser
@@ -40,6 +42,8 @@ from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import SessionRecord, SourceCounts, Summary
 
 __all__ = ["RunContext", "Session"]
+
+_END_OF_PILOT: Final = "the pilot has ended; `batchcl run` scores the rest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +157,7 @@ class Session:
             self.record.run_id,
             number=lambda: self.lease.number,
             model_manager=self.context.model_manager,
-            month=lambda: f"{self.context.utcnow().astimezone(dt.UTC):%Y-%m}",
+            utcnow=self.context.utcnow,
         )
         self._units = AutoUnitsChooser(
             job=self.job,
@@ -174,6 +178,8 @@ class Session:
             failure = error
         totals: Totals | None = None
         stop_signal = self.context.stop_signal
+        with stop_signal.bounded(RECORDS), suppress(OutputError):
+            await self._budget.record()
         if failure is None:
             failure = stop_signal.error  # remains if the check takes longer than the time limit of the stop signal
             with stop_signal.bounded(RECORDS):
@@ -182,10 +188,11 @@ class Session:
                     failure = None
                 except BatchclError as error:
                     failure = error
-        with stop_signal.bounded(RECORDS):
+        with stop_signal.bounded(RECORDS), suppress(OutputError):
             if self.earlier is None:
-                with suppress(OutputError):
-                    await self._count_published()
+                await self._count_published()
+            if totals is None and not self.targets.round:
+                await self._count_unopened()
         summary = self._summary(totals, failure)
         with stop_signal.bounded(RECORDS):
             try:
@@ -270,7 +277,7 @@ class Session:
             calls, throttled = progress.calls, progress.throttled
             if self._engine.is_awaiting_last:
                 meter.attribute({BilledUse.TAIL: 1.0})
-            elif sent <= 0 and not progress.in_flight:
+            elif sent <= 0 and not progress.in_flight and not self._engine.is_pacing:
                 meter.attribute({BilledUse.IDLE: 1.0})
             else:
                 share = min(1.0, max(0.0, refused / max(1, sent)))
@@ -319,6 +326,12 @@ class Session:
         self.earlier = sum_totals(totals.values()).counts
         self.progress.add_earlier(self.earlier)
 
+    async def _count_unopened(self) -> None:
+        """Count what earlier sessions have recorded in shards that this one has neither opened nor found published."""
+        counted = self.published.keys() | self._ledger.opened
+        for each in await count_incomplete(self.store, self._paths, counted):
+            self.progress.add_earlier(each)
+
     def _images_left(self) -> int | None:
         """Return the number of images on the work list without an outcome; None until the published ones are known."""
         return None if self.earlier is None else max(0, self.progress.planned - self.progress.done)
@@ -327,9 +340,14 @@ class Session:
         """Whether no image of the run was scored before; False until that is known."""
         return self.earlier is not None and not self.targets.round and not self.progress.scored
 
-    async def _check_complete(self) -> Totals:
-        """Return the totals if every image has its row. Raises the error of the stop signal, or reports a bug."""
+    async def _check_complete(self) -> Totals | None:
+        """Return the totals if every image has its row; None if only a sample was to be scored.
+
+        Raises the error of the stop signal, or reports a bug.
+        """
         totals = await self._final_totals()
+        if totals is None and self.targets.is_sample and self.context.stop_signal.error is None:
+            return None
         listed = self.worklist.totals
         if totals is not None and listed is not None and totals.counts.done == listed.planned:
             return totals
@@ -362,6 +380,8 @@ class Session:
         async for shard in self.targets.shards():
             if rounds.get(shard, -1) < self.targets.round:
                 return None
+        if self.targets.is_sample and len(rounds) < self.worklist.shards:
+            return None
         return sum_totals((await read_totals(self.store, self._paths, rounds.items())).values())
 
     def _counts_so_far(self) -> Counts:
@@ -385,7 +405,7 @@ class Session:
         )
         return Summary(
             run_id=self.record.run_id,
-            status="done" if failure is None else "stopped",
+            status="stopped" if final is None else "done",
             **asdict(sources),
             scored=counts.scored,
             failed=counts.failed,
@@ -402,7 +422,7 @@ class Session:
             retryable=None if final is None else Round(0).selected(failures),
             fittable=None if final is None else count_fittable(failures),
             round=self.targets.round,
-            reason=None if failure is None else str(failure),
+            reason=_END_OF_PILOT if failure is None and final is None else None if failure is None else str(failure),
             sessions=(own,),
         )
 

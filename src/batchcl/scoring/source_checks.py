@@ -33,6 +33,7 @@ from batchcl.summary import SourceCounts
 __all__ = [
     "CheckedSources",
     "ReadCheck",
+    "chained",
     "check_sources",
     "checks_of_attempts",
     "closing_with",
@@ -225,7 +226,7 @@ async def first_page(
     if first:
         if check_readable is not None:
             await check_readable(images, is_all=len(images) < SAMPLE_SIZE)
-        return _chained(first, pages)
+        return chained(first, pages)
     raise SourceError(_no_image_message(sources, job))
 
 
@@ -253,7 +254,8 @@ def _what_to_check(sources: CheckedSources, job: Job) -> str:
     return "name the archives themselves as SOURCE" if MEMBERS in sources.ignored else "check the filters"
 
 
-async def _chained(first: Sequence[SelectedPage], rest: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:
+async def chained(first: Sequence[SelectedPage], rest: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:
+    """Yield the pages of both."""
     for page in first:
         yield page
     async for page in rest:

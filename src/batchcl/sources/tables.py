@@ -12,9 +12,7 @@ from typing import Final
 import orjson
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pyarrow import orc
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
@@ -171,6 +169,8 @@ def columns_of(path: Path, name: str) -> list[str]:
     """The column names of a Parquet or ORC file. Blocks. Raises `SourceError`."""
     try:
         if _is_orc(path):
+            from pyarrow import orc
+
             return list(orc.ORCFile(path).schema.names)
         return list(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
@@ -182,6 +182,8 @@ def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iter
     wanted = None if columns is None else list(columns)
     try:
         if _is_orc(path):
+            import pyarrow.dataset as ds
+
             # orc.ORCFile reads whole stripes, in which a billion repetitions of a value may occupy a few bytes
             rows = ds.dataset(path, format="orc").scanner(
                 columns=wanted, batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False

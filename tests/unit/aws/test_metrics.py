@@ -43,10 +43,9 @@ class CloudWatch:
                 times.append(at)
                 values.append(max(units))
             at += dt.timedelta(seconds=period_s)
+        (key,) = [each["Id"] for each in query["MetricDataQueries"]]
         for part in (slice(0, 700), slice(700, None)):
-            yield {
-                "MetricDataResults": [{"Id": "units", "Timestamps": times[part][::-1], "Values": values[part][::-1]}]
-            }
+            yield {"MetricDataResults": [{"Id": key, "Timestamps": times[part][::-1], "Values": values[part][::-1]}]}
 
 
 def found(cloudwatch: CloudWatch) -> RunningTime | None:

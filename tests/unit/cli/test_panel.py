@@ -113,12 +113,12 @@ def test_ascii_output():
 
 
 @pytest.mark.parametrize("hostile", ["\x1b]0;title\x07", "a\nb", "\r", "\u202eevil", "\x9b2J", "[red]x[/red]"])
-def test_titles_and_notes_are_escaped(hostile):
-    text = render(snapshot(model_status=hostile), width=79, title=hostile, note=hostile).plain
-    assert len(text.splitlines()) == 5
+def test_notes_and_statuses_are_escaped(hostile):
+    text = render(snapshot(model_status=hostile), width=79, note=hostile).plain
+    assert len(text.splitlines()) == 4
     assert all(line.isprintable() for line in text.split("\n"))
     if hostile.startswith("[red]"):
-        assert text.count(hostile) == 3
+        assert text.count(hostile) == 2
 
 
 _VALUES = {
@@ -135,14 +135,13 @@ _VALUES = {
     now=st.builds(Snapshot, **{each.name: _VALUES[str(each.type)] for each in fields(Snapshot)}),
     width=st.integers(-1, 250),
     rows=st.integers(0, 60),
-    title=st.text(),
     note=st.text(),
     status_for_s=st.none() | st.floats(),
     ascii_only=st.booleans(),
 )
-def test_any_snapshot_fits_any_terminal(now, width, rows, title, note, status_for_s, ascii_only):
-    text = render(now, width=width, rows=rows, title=title, note=note, status_for_s=status_for_s, ascii_only=ascii_only)
+def test_any_snapshot_fits_any_terminal(now, width, rows, note, status_for_s, ascii_only):
+    text = render(now, width=width, rows=rows, note=note, status_for_s=status_for_s, ascii_only=ascii_only)
     assert isinstance(text, Text)
     drawn = text.plain.split("\n")
     assert max(map(cell_len, drawn)) <= max(1, width)
-    assert len(drawn) <= 5
+    assert len(drawn) <= 4

@@ -128,6 +128,16 @@ def test_a_pause_is_shown_until_calls_resume():
         assert at(2.0)[-1].startswith("model STARTING")
 
 
+def test_the_other_process_is_named_until_the_run_is_taken_over():
+    with live_panel() as (live, progress, at):
+        live.notice(Notice("holder", "process 7 on w1 is working on run r; following it"))
+        assert at(0.0)[-1] == "process 7 on w1 is working on run r; following it"
+        live.notice(Notice("holder-dead", "process 7 on w1 is dead; taking over its run"))
+        assert at(1.0)[-1] == "process 7 on w1 is dead; taking over its run"
+        live.started(progress)
+        assert at(2.0)[-1].startswith("model STARTING")
+
+
 def test_a_draining_run_has_no_eta():
     with live_panel() as (live, progress, at):
         progress.planned, progress.listed, progress.calls = 10, True, 5

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from batchcl.emulator.capacity import Capacity, TokenBucket
@@ -59,6 +61,25 @@ def test_a_model_takes_as_many_images_as_its_units() -> None:
                 taken += 1
         assert taken == pytest.approx(2.8 * units * 601, abs=3)
         assert refusals == {("ProvisionedThroughputExceededException", "Provisioned Rate exceeded")}
+
+
+@pytest.mark.parametrize(("megapixels", "units"), [(0.01, 1), (1, 1), (1, 4), (12, 1), (12, 5)])
+def test_an_image_takes_a_units_seconds_per_megapixel(megapixels: float, units: int) -> None:
+    capacity = Capacity(tps_per_unit=2.8, account_tps=1e9, control_tps=1e9, seconds_per_megapixel=0.2)
+    taken = 0
+    for n in range(60_000):
+        with contextlib.suppress(ApiError):
+            capacity.admit_inference("arn", units=units, now=n / 100)
+            capacity.charge_pixels("arn", round(megapixels * 1e6))
+            taken += 1
+    assert taken == pytest.approx(600 * units / (1 / 2.8 + 0.2 * megapixels), rel=0.01)
+
+
+def test_a_burst_of_large_images_is_paid_for_by_later_ones() -> None:
+    bucket = TokenBucket(4, now=0.0)
+    assert sum(bucket.take(now=0.0, rate=4) for _ in range(9)) == 4
+    bucket.charge(4 * 5.0)
+    assert [bucket.take(now=now, rate=4) for now in (5.0, 5.24, 5.25, 5.26, 5.5)] == [False, False, True, False, True]
 
 
 def test_each_operation_account_and_region_has_its_own_bucket() -> None:

@@ -24,6 +24,7 @@ from batchcl.emulator.errors import ApiError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import decode, operation_names
 from batchcl.imaging.fit import fit
+from pixels import encoded, noise
 from unit.emulator.harness import Server, Trained, refused, running_server, train, wait_for
 
 
@@ -560,6 +561,38 @@ def test_a_running_model_throttles_above_its_capacity(small_digits: DigitsDatase
                     codes.append(error.response["Error"]["Code"])
             assert codes == ["ProvisionedThroughputExceededException"] * 12, "a second's worth of calls is let through"
             server.clock.ahead += 1
+
+
+def test_larger_images_take_more_of_the_capacity(small_digits: DigitsDataset) -> None:
+    paced: dict[str, Any] = {"tps_per_unit": 4, "seconds_per_megapixel": 25}
+    with running_server(buckets=small_digits.directory, train_seconds=0, start_seconds=0, **paced) as server:
+        client = server.client()
+        arn = train(client, bucket="small")["ProjectVersionArn"]
+        client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=1)
+        server.clock.stop()
+
+        def accepted(side: int) -> int:
+            """How many of ten images of this size are admitted without a pause."""
+            codes = []
+            for _ in range(10):
+                try:
+                    client.detect_custom_labels(ProjectVersionArn=arn, Image={"Bytes": encoded(noise(side, side))})
+                except botocore.exceptions.ClientError as error:
+                    codes.append(error.response["Error"]["Code"])
+            assert set(codes) <= {"ProvisionedThroughputExceededException"}
+            return 10 - len(codes)
+
+        assert accepted(100) == 2, "0.01 megapixels take 1/4 + 0.25 s of one unit"
+        server.clock.ahead += 1
+        assert accepted(400) == 1, "0.16 megapixels take 1/4 + 4 s"
+        server.clock.ahead += 3
+        assert accepted(100) == 0
+        server.clock.ahead += 0.5
+        assert accepted(100) == 1
+        server.clock.ahead += 10
+        with pytest.raises(botocore.exceptions.ClientError, match="exceed the maximum limit"):
+            client.detect_custom_labels(ProjectVersionArn=arn, Image={"Bytes": encoded(noise(5000, 100))})
+        assert accepted(100) == 2, "what is refused for its size is not charged for it"
 
 
 def test_concurrent_clients_get_their_own_responses(classifier: Trained) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,13 @@ def test_invalid_settings_are_refused() -> None:
         EmulatorSettings(buckets=Path("x"), s3_endpoint_url="http://127.0.0.1:1")
     with pytest.raises(UsageError, match="--tps-per-unit"):
         EmulatorSettings(tps_per_unit=0)
-    with pytest.raises(UsageError, match="--start-seconds"):
-        EmulatorSettings(start_seconds=-1)
+    for seconds in (-1, math.nan, math.inf):
+        with pytest.raises(UsageError, match="--start-seconds must be a number that is not negative"):
+            EmulatorSettings(start_seconds=seconds)
+        with pytest.raises(UsageError, match="--seconds-per-megapixel must be a number that is not negative"):
+            EmulatorSettings(seconds_per_megapixel=seconds)
+        with pytest.raises(UsageError, match="--tps-per-unit must be a number greater than 0"):
+            EmulatorSettings(tps_per_unit=seconds)
 
 
 def test_settings_become_flags() -> None:

@@ -110,6 +110,18 @@ def test_the_tag_is_written_before_start_and_removed_after_stop() -> None:
     assert (end, service.tags[NAME]) == (None, {})
 
 
+def test_a_model_that_is_stopping_is_started_when_it_has_stopped() -> None:
+    """Also on a machine that has been up for days, as the loop's clock shows."""
+    service = Models({NAME: "STOPPING"})
+
+    async def main() -> BatchclError | None:
+        service.due[NAME] = (anyio.current_time() + 60, "STOPPED")
+        return await Session(service).run()
+
+    assert run_virtual(main, start_s=1e6) is None
+    assert f"start {NAME}" in service.calls
+
+
 def test_a_model_that_cannot_be_tagged_is_not_started() -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": refused("AccessDeniedException")})
     done, end = session(service)

@@ -31,7 +31,7 @@ def meter_at(at: str = "2026-11-10T22:00:00+00:00") -> tuple[Meter, Clock]:
 def test_each_second_has_one_use() -> None:
     meter, clock = meter_at()
     clock.now = 100
-    meter.open(usd_per_second=8 / HOUR_S, since=97)
+    meter.open(usd_per_second=8 / HOUR_S, ago_s=3)
     clock.now = 110
     meter.enter(BilledUse.SCORING)
     clock.now = 120
@@ -82,7 +82,7 @@ def test_a_restarted_model_continues_with_its_use() -> None:
     clock.now = 10
     meter.close()
     clock.now = 300
-    meter.open(usd_per_second=1.0, since=299)
+    meter.open(usd_per_second=1.0, ago_s=1)
     clock.now = 310
     meter.close()
     assert meter.read().seconds == {"scoring": 20, "start": 1}
@@ -91,14 +91,14 @@ def test_a_restarted_model_continues_with_its_use() -> None:
 def test_unattended_seconds_of_a_dead_session_are_idle() -> None:
     meter, clock = meter_at()
     clock.now = 5
-    meter.open(usd_per_second=1.0, unattended_s=40)
+    meter.open(usd_per_second=1.0, ago_s=40, use=BilledUse.IDLE)
     assert meter.read().seconds == {"idle": 40, "start": 0}
     assert meter.read().dollars == 40
 
 
 def test_dollars_belong_to_the_utc_month_of_each_second() -> None:
     meter, clock = meter_at("2026-11-30T23:00:00+00:00")
-    meter.open(usd_per_second=4 / HOUR_S, unattended_s=HOUR_S)
+    meter.open(usd_per_second=4 / HOUR_S, ago_s=HOUR_S)
     meter.enter(BilledUse.SCORING)
     clock.now = 3 * HOUR_S
     meter.close()
@@ -113,3 +113,41 @@ def test_a_bill_over_several_months_has_all_of_them() -> None:
     assert list(bill) == ["2026-10", "2026-11", "2026-12"]
     assert bill["2026-11"] == pytest.approx(30 * 24, abs=1e-3)
     assert sum(bill.values()) == pytest.approx(40 * 24, abs=1e-3)
+
+
+def test_billing_that_ended_earlier_is_removed_from_the_current_use_first() -> None:
+    meter, clock = meter_at()
+    meter.open(usd_per_second=1.0)
+    meter.enter(BilledUse.SCORING)
+    clock.now = 100
+    meter.attribute({BilledUse.SCORING: 1.0})
+    meter.enter(BilledUse.STOP)
+    clock.now = 110
+    meter.close(ago_s=5)
+    assert meter.read().seconds == {"scoring": 100, "stop": 5}
+    meter.open(usd_per_second=1.0)
+    clock.now = 120
+    meter.attribute({BilledUse.STOP: 1.0})
+    meter.close(ago_s=20)
+    assert meter.read().seconds == {"scoring": 95, "stop": 0}
+    assert meter.read().dollars == 95
+
+
+def test_removed_seconds_leave_their_month() -> None:
+    meter, clock = meter_at("2026-11-30T23:00:00+00:00")
+    meter.open(usd_per_second=4 / HOUR_S)
+    clock.now = 2 * HOUR_S
+    meter.attribute({BilledUse.SCORING: 1.0})
+    meter.close(ago_s=1.5 * HOUR_S)
+    assert meter.read().dollars_by_month == pytest.approx({"2026-11": 2.0, "2026-12": 0.0}, abs=1e-4)
+    meter.close(ago_s=HOUR_S)
+    assert meter.read().dollars == pytest.approx(2.0, abs=1e-4)
+
+
+def test_no_more_is_removed_than_was_counted() -> None:
+    meter, clock = meter_at()
+    meter.open(usd_per_second=1.0)
+    clock.now = 10
+    meter.close(ago_s=100)
+    assert meter.read().dollars == 0
+    assert not any(meter.read().seconds.values())

@@ -514,3 +514,31 @@ def test_a_lease_is_kept_if_its_schedule_cannot_be_deleted() -> None:
 
     run_virtual(main)
     assert len(leases(service)) == 1
+
+
+def test_renewals_and_later_sessions_keep_the_time_of_the_start() -> None:
+    service = Models({NAME: "STOPPED"})
+    sinces = []
+
+    async def main() -> None:
+        await anyio.sleep(10)
+        first = lease_of(service)
+        await first.claim()
+        await anyio.sleep(60)
+        await first.renew()
+        sinces.append(leases(service)[lease_key(HOLDER)].since)
+        resumed = lease_of(service)
+        assert await resumed.find_own()
+        await resumed.renew()
+        sinces.append(leases(service)[lease_key(HOLDER)].since)
+        service.statuses[NAME] = "RUNNING"
+        unknowing = lease_of(service)
+        await unknowing.share()
+        sinces.append(leases(service)[lease_key(HOLDER)].since)
+        await anyio.sleep(60)
+        await resumed.claim()  # to start it once more
+        sinces.append(leases(service)[lease_key(HOLDER)].since)
+
+    run_virtual(main)
+    started = EPOCH + dt.timedelta(seconds=10)
+    assert sinces == [started, started, started, EPOCH + dt.timedelta(seconds=130)]

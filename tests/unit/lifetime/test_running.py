@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from batchcl.aws.models import list_models
 from batchcl.aws.session import Aws
 from batchcl.errors import ExitCode
-from batchcl.lifetime import running
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key
 from batchcl.lifetime.running import AgeSource, RunningModel, running_in
 from batchcl.workflow import age_text, unleased, unleased_event
@@ -84,12 +84,10 @@ def test_the_lease_has_the_time_of_the_start() -> None:
 def test_the_cost_needs_constant_units(
     monkeypatch: pytest.MonkeyPatch, units: int | None, most: int | None, dollars: float | None
 ) -> None:
-    list_models = running.list_models
-
     async def with_units(*args: Any, **options: Any) -> Any:
         return [replace(each, min_units=units, max_units=most) for each in await list_models(*args, **options)]
 
-    monkeypatch.setattr(running, "list_models", with_units)
+    monkeypatch.setattr("batchcl.lifetime.running.list_models", with_units)
     found = described(service(a=[lease("a", since=3 * HOUR)]))["cats@a"]
     assert found.cost_usd == (None if dollars is None else pytest.approx(dollars))
     assert found.age_s == pytest.approx(3 * 3600)
@@ -113,7 +111,7 @@ def test_unreadable_and_invalid_tags() -> None:
 
 
 def model(name: str = "a", **more: Any) -> RunningModel:
-    known = {"status": "RUNNING", "is_leased": False, "age_s": 7200.0, "cost_usd": 8.0}
+    known: dict[str, Any] = {"status": "RUNNING", "is_leased": False, "age_s": 7200.0, "cost_usd": 8.0}
     return RunningModel(
         model=f"cats@{name}",
         arn=f"arn:{name}",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -124,3 +125,23 @@ def test_only_refusals_about_the_image_may_be_fixed() -> None:
     fitting_reader = reader({})
     assert fitting_reader.may_fix(ImageError("too large", code="ImageTooLargeException"))
     assert not fitting_reader.may_fix(ImageError("missing", code="InvalidS3ObjectException"))
+
+
+def test_images_are_changed_on_all_cores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def fit(_: bytes) -> None:
+        together.wait()  # fails unless three threads are here
+
+    monkeypatch.setattr("batchcl.loaders.fitting.usable_cores", lambda: 3)
+    monkeypatch.setattr("batchcl.loaders.fitting.fit", fit)
+
+    async def act() -> None:
+        names = ("a.gif", "b.gif", "c.gif")
+        images = FakeReader(dict.fromkeys(names, b"x"), local=True)
+        fitting_reader = FittingReader(images, images)
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(fitting_reader.prepare, local(name))
+
+    run(act)

@@ -19,7 +19,7 @@ def test_an_event_reaches_every_back_end(tmp_path):
     path = tmp_path / "reap.prom"
     with receiving() as receiver:
         targets = Targets(metrics_file=str(path), ping=f"{receiver.url}/check", webhook=f"{receiver.url}/hook")
-        assert anyio.run(lambda: send_event(targets, EVENT)) == []
+        assert anyio.run(lambda: send_event(targets, EVENT, max_s=60.0)) == []
     bodies = {request.path.partition("?")[0]: request for request in receiver.requests}
     assert set(bodies) == {"/check/4", "/hook"}
     assert bodies["/check/4"].body.decode() == "birds@v1 runs without a lease, see https://h/p"
@@ -37,7 +37,7 @@ def test_an_event_without_trouble_is_a_success_and_no_document(tmp_path):
     with receiving() as receiver:
         targets = Targets(metrics_file=str(path), ping=f"{receiver.url}/check?create=1", webhook=f"{receiver.url}/hook")
         event = Event(kind="models-without-lease", text="none", severity="info")
-        assert anyio.run(lambda: send_event(targets, event)) == []
+        assert anyio.run(lambda: send_event(targets, event, max_s=60.0)) == []
     assert [path.partition("&rid=")[0] for path in receiver.paths] == ["/check?create=1"]
     assert "batchcl_last_success_timestamp_seconds" in path.read_text()
 
@@ -46,7 +46,7 @@ def test_a_back_end_that_fails_is_one_sentence_without_its_secret(tmp_path):
     with receiving() as receiver:
         receiver.statuses = [404]
         targets = Targets(metrics_file=str(tmp_path / "gone" / "reap.prom"), webhook=f"{receiver.url}/secret?key=1")
-        failures = anyio.run(lambda: send_event(targets, EVENT))
+        failures = anyio.run(lambda: send_event(targets, EVENT, max_s=60.0))
     assert sorted(failures) == [
         f"the metrics file {tmp_path}/gone/reap.prom failed: No such file or directory",
         f"the webhook {receiver.url} failed: HTTP status 404",

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import base64
 import socket
+import threading
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
 import pytest
 
+from batchcl.aws.session import Aws
 from batchcl.errors import InterruptedRunError, RefusedError, StoppedError, UsageError
-from batchcl.events import Notice
-from batchcl.monitoring import Targets
+from batchcl.events import Notice, SilentObserver
+from batchcl.monitoring import RunNames, Targets, monitored
 from batchcl.monitoring.http import Webhook
 from batchcl.monitoring.report import Report
-from batchcl.monitoring.sender import SendError
+from batchcl.monitoring.sender import FLUSH_S, SendError
 from batchcl.stop_signal import StopSignal
 from receivers import receiving
-from unit.monitoring.runs import MODEL, ROOT, STARTED, run, summary
+from unit.monitoring.runs import AT, MODEL, ROOT, STARTED, progress, run, summary
+from virtual import run_virtual
 
 PRESIGNED = "https://AKIDEXAMPLE:hunter2@bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKID&X-Amz-Signature=abc#x"
 
@@ -115,6 +119,7 @@ def test_a_redirect_is_a_failure_because_it_would_lose_the_document():
     with receiving() as receiver:
         receiver.statuses = [302]
         observer = run(Targets(webhook=receiver.url))
+    assert receiver.paths == ["/"]
     assert observer.notices[-1].text.endswith("failed: HTTP status 302; the run is not affected")
 
 
@@ -130,3 +135,36 @@ def test_a_refused_connection_and_an_unknown_host_are_described_without_the_path
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(SendError, match=r"^Name or service not known$"):
         Webhook("https://host.invalid/x", pauses_s=()).send(report)
+
+
+def test_the_end_of_the_event_loop_does_not_wait_for_a_name_lookup(monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30))
+    try:
+        targets = Targets(ping="https://slow.invalid/x", webhook="https://slow.invalid/x")
+        observer = run(targets, flush_s=FLUSH_S, run_loop=run_virtual)
+        assert not over.is_set()
+    finally:
+        over.set()
+    assert [each.text for each in observer.notices if each.kind == "monitoring-failed"] == [
+        f"the {what} https://slow.invalid failed: not finished within 2.0 s at the end; the run is not affected"
+        for what in ("ping of", "webhook")
+    ]
+
+
+def test_a_bug_in_monitoring_does_not_end_a_run():
+    clock = iter([AT, AT])
+
+    async def main() -> None:
+        names = RunNames(root=ROOT)
+        targets = Targets(webhook="http://127.0.0.1:9/")
+        async with monitored(
+            targets, SilentObserver(), StopSignal(), names, session=Aws, utcnow=lambda: next(clock)
+        ) as monitor:
+            monitor.started(progress())
+            monitor.notice(STARTED)
+            monitor.summary = summary()
+
+    anyio.run(main)
+    with pytest.raises(StopIteration):
+        next(clock)

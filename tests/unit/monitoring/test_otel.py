@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -179,8 +180,22 @@ def test_a_receiver_that_hangs_delays_the_end_by_two_seconds(receiver):
         await main()
         ended_at.append(anyio.current_time())
 
-    observer = run(TARGETS, run_loop=lambda main: run_virtual(timed, main))
+    observer = run(TARGETS, flush_s=FLUSH_S, run_loop=lambda main: run_virtual(timed, main))
     assert ended_at == [pytest.approx(FLUSH_S, abs=0.1)]
     assert [each.text for each in observer.notices if each.kind == "monitoring-failed"] == [
         "OpenTelemetry failed: not finished within 2.0 s at the end; the run is not affected"
     ]
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with receiving() as receiver, pytest.raises(UsageError) as refused:
+        run(Targets(otel=True, ping=f"{receiver.url}/check"))
+    assert str(refused.value).startswith(
+        "--otel needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http; install them with: "
+    )
+    assert "batchcl[" in str(refused.value)
+    assert "otel]" in str(refused.value)
+    assert [path.partition("?")[0] for path in receiver.paths] == ["/check/start", "/check/2"]

@@ -10,8 +10,10 @@ SOURCE = Path(__file__).parents[3] / "src" / "batchcl"
 NO_TROUBLE = {
     "bad-label",
     "bad-line",
+    "budget-unused",
+    "holder-silent",
+    "holder-unknown",
     "lease-left",
-    "max-cost-idle",
     "max-in-flight",
     "min-confidence",
     "model-kept",

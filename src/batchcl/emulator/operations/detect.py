@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from batchcl.emulator.errors import ApiError, invalid_parameter
-from batchcl.emulator.image_rules import check_bytes, open_picture
+from batchcl.emulator.image_rules import allowed_size, check_bytes, open_picture
 from batchcl.emulator.learning.model import select
 from batchcl.images import MAX_BYTES_S3
 
@@ -37,6 +37,11 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
         scaler.offer()
     service.capacity.admit_inference(version.arn, units=version.units or 1, now=service.clock.monotonic())
     data = await _bytes(call, image)
+    if service.capacity.depends_on_pixels:
+        width, height = allowed_size(data)
+        tokens = service.capacity.charge_pixels(version.arn, width * height)
+        if scaler is not None:
+            scaler.offer(tokens)
     latency_s = service.latency.draw()
     if latency_s:
         await anyio.sleep(latency_s)
