@@ -11,6 +11,7 @@ __all__ = ["TROUBLE", "Throttling", "TroubleFilter"]
 
 TROUBLE: Final = {
     "credentials-failing": "Credentials fail; calls wait for up to five minutes.",
+    "deadline-missed": "At its rate of the last five minutes, the run will miss its deadline.",
     "holder-dead": "The process that worked on the run has died; this one, which waited for it, takes over.",
     "lease-not-renewed": "The model's lease can't be renewed; if it expires, `batchcl model reap` stops the model.",
     "lease-unknown": "The leases of the model can't be read, so it may not be stopped, or while others use it.",

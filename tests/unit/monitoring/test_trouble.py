@@ -10,15 +10,17 @@ SOURCE = Path(__file__).parents[3] / "src" / "batchcl"
 NO_TROUBLE = {
     "bad-label",
     "bad-line",
+    "budget-unused",
     "holder-silent",
     "holder-unknown",
     "lease-left",
-    "max-cost-idle",
     "max-in-flight",
     "min-confidence",
     "model-kept",
+    "model-units",
     "model-unknown",
     "monitoring-failed",
+    "not-measured",
     "report-failed",
 }
 """Warnings about the job and its inputs, which a person reads in the log the next morning."""
