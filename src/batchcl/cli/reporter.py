@@ -23,14 +23,14 @@ _DRAW_EVERY_S: Final = 0.25
 _LOG_EVERY_S: Final = 10.0
 _LOG_LESS_AFTER_S: Final = 600.0
 _LOG_LESS_EVERY_S: Final = 60.0
-"""A night of eight hours has 530 lines, which people can still read; JSON lines are for programs and stay regular."""
+"""A night of eight hours then has 530 lines, which people can read; JSON lines are for programs and stay regular."""
 
 _DECIMALS: Final = {"elapsed_s": 1, "eta_s": 1, "images_per_second": 2, "rate_tps": 2, "capacity_tps": 2, "dollars": 4}
 
 _NOTES: Final = frozenset(
     {"drain", "paused", "holder", "holder-alive", "holder-silent", "holder-unknown", "holder-dead", "holder-ended"}
 )
-"""Kinds of notices whose text stays in the panel: why nothing, or something else, is done now."""
+"""Kinds of notices whose text stays in the panel: they explain what the run waits for."""
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ class _Log(SilentObserver):
     """One line per notice, and one with the counters every ten seconds; text is less frequent in a long run.
 
     Args:
-        is_regular: also after ten minutes.
+        is_regular: every ten seconds also after ten minutes.
     """
 
     every_s = _LOG_EVERY_S

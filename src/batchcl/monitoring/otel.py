@@ -32,7 +32,7 @@ _INFO: Final = "batchcl_run_info"
 
 
 def check_settings() -> None:
-    """Raise `UsageError` if the SDK is not installed or its variables ask for what it can't do here."""
+    """Raise `UsageError` if the SDK is not installed, or its variables require another protocol."""
     require_extra("otel", "--otel")
     for signal in ("", "METRICS_", "TRACES_"):
         variable = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
@@ -222,7 +222,7 @@ def _check(result: Any) -> None:
 
 
 class _Quiet(logging.Filter):
-    """Keeps what the SDK logs about our exports out of the log, and remembers its reason."""
+    """Drops what the SDK logs about our exports, and keeps the reason for `_check`."""
 
     def __init__(self) -> None:
         super().__init__()

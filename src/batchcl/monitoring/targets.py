@@ -1,4 +1,4 @@
-"""Where monitoring goes: the options that name its back ends, and what may be shown of them."""
+"""The options of monitoring, their validation, and the redaction of secrets."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def topic_region(topic: str) -> str:
 
 
 def check_metrics_file(path: str | os.PathLike[str]) -> str:
-    """Return the path with `~` expanded; raises `UsageError` if no metrics file can have it."""
+    """Return the path with `~` expanded; raises `UsageError` if it is not valid for a metrics file."""
     text = os.fspath(os.path.expanduser(path))
     if not os.path.basename(text).removesuffix(".prom") or not text.endswith(".prom"):
         raise UsageError(f"{text!r} does not end with NAME.prom, and node_exporter reads no other files")
@@ -98,14 +98,14 @@ class Targets:
 
     @classmethod
     def of(cls, job: JobOptions) -> Targets:
-        """Those of a job."""
+        """The back ends of a job."""
         return cls(**{each.name: getattr(job, each.name) for each in fields(cls)})
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Targets:
-        """Those among `values`, by the names of the options; raises `UsageError`, with the flag, for an invalid one.
+        """The back ends in `values`, by name of the option; raises `UsageError`, with the flag, for an invalid one.
 
-        `values` may have text for every option, as `environment` returns it.
+        Each value may be text, as `environment` returns it.
         """
         given = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
         for name, check in CHECKS.items():
@@ -132,11 +132,11 @@ CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "webhook": check_url,
     "sns_topic": check_topic,
 }
-"""What validates an option: returns its value, or raises `UsageError`."""
+"""Functions that validate an option: they return its value, or raise `UsageError`."""
 
 
 def environment() -> dict[str, str]:
-    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others."""
+    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no other such variables."""
     return {name: os.environ[variable_of(name)] for name in OPTIONS if variable_of(name) in os.environ}
 
 

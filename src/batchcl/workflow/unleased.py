@@ -20,7 +20,7 @@ def unleased(models: Iterable[RunningModel], *, older_than_s: float = 0) -> list
 
     Args:
         models: running models.
-        older_than_s: leave out models that are STARTING or younger. One of unknown age counts as older.
+        older_than_s: exclude models that are STARTING or younger. One of unknown age counts as older.
     """
     return [
         model
