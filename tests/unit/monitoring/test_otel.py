@@ -187,7 +187,7 @@ def test_a_receiver_that_hangs_delays_the_end_by_two_seconds(receiver):
     ]
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_named_with_the_install_command(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
