@@ -126,7 +126,7 @@ METRICS: Final = {
             "batchcl.model.left_running",
             "gauge",
             "1",
-            "1 if the run started the model and ended without stopping it, else 0.",
+            "1 if the run could not stop the model that it had started, else 0.",
         ),
         Metric("batchcl_run_in_progress", None, "gauge", "1", "1 during a run, 0 after it."),
         Metric(
