@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from pydantic import TypeAdapter, ValidationError
+
 from batchcl.errors import UsageError
 from batchcl.options import JobOptions, flag_of, variable_of
 
@@ -54,10 +56,11 @@ def check_topic(text: str) -> str:
 
 
 def _check_flag(value: object) -> bool:
-    text = str(value).lower()
-    if text not in {"true", "false", "1", "0"}:
-        raise UsageError(f"{value!r} is neither true nor false")
-    return text in {"true", "1"}
+    """Return the value of a flag, which variables have as text; as `Job` reads it."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise UsageError(f"{value!r} is neither true nor false") from None
 
 
 def topic_region(topic: str) -> str:
