@@ -117,7 +117,10 @@ def status(
 
     if watch:
         watched = with_store(
-            lambda store: _watch(store, run, every_s=interval or HEARTBEAT_S, json=json), root, profile=profile, region=region
+            lambda store: _watch(store, run, every_s=interval or HEARTBEAT_S, json=json),
+            root,
+            profile=profile,
+            region=region,
         )
         if json:
             raise typer.Exit(_exit_code(watched))
