@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -105,20 +105,25 @@ class Targets:
         return cls(**{each.name: getattr(job, each.name) for each in fields(cls)})
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Targets:
-        """Those among `values`, by the names of the options; raises `UsageError`, with the flag, for an invalid one.
+    def read(cls, values: Mapping[str, Any], *, name_of: Callable[[str], str] = flag_of) -> Targets:
+        """Those among `values`, by the names of the options.
 
-        `values` may have text for every option, as `environment` returns it.
+        Args:
+            values: may have text for every option, as `environment` returns it.
+            name_of: returns what an option is called in messages.
+
+        Raises:
+            UsageError: a value is not valid.
         """
         given = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
         for name, check in CHECKS.items():
             if name in given:
                 if not isinstance(given[name], str | os.PathLike | bool):
-                    raise UsageError(f"{flag_of(name)}: expected text")
+                    raise UsageError(f"{name_of(name)}: expected text")
                 try:
                     given[name] = check(given[name])
                 except UsageError as error:
-                    raise UsageError(f"{flag_of(name)}: {error}") from None
+                    raise UsageError(f"{name_of(name)}: {error}") from None
         return cls(**given)
 
     def __bool__(self) -> bool:
@@ -138,9 +143,20 @@ CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
 """What validates an option: returns its value, or raises `UsageError`."""
 
 
-def environment() -> dict[str, str]:
-    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others."""
-    return {name: os.environ[variable_of(name)] for name in OPTIONS if variable_of(name) in os.environ}
+def environment(*, without: Collection[str] = (), variable: Callable[[str], str] = variable_of) -> dict[str, str]:
+    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others.
+
+    Args:
+        without: options that are set elsewhere.
+        variable: returns the variable of an option.
+
+    Raises:
+        UsageError: a value is not valid; names the variable.
+    """
+    names = [name for name in OPTIONS if name not in without and variable(name) in os.environ]
+    found = {name: os.environ[variable(name)] for name in names}
+    Targets.read(found, name_of=variable)
+    return found
 
 
 def site(url: str) -> str:

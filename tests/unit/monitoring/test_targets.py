@@ -76,6 +76,14 @@ def test_a_retry_reads_the_flag_of_a_variable_as_a_run_does(monkeypatch, text):
     assert Targets.read(environment()).otel is of_run
 
 
+def test_an_invalid_variable_is_named_unless_a_flag_replaces_it(monkeypatch):
+    monkeypatch.setenv("BATCHCL_PING", "secret")
+    monkeypatch.setenv("BATCHCL_WEBHOOK", SECRET)
+    with pytest.raises(UsageError, match=r"^BATCHCL_PING: expected a URL such as https://host/path$"):
+        environment()
+    assert environment(without={"ping"}) == {"webhook": SECRET}
+
+
 def test_only_scheme_host_and_port_of_a_url_are_shown():
     assert site("https://me:hunter2@hooks.example:8443/services/secret?x=1#y") == "https://hooks.example:8443"
 
