@@ -80,7 +80,7 @@ def _text(value: object) -> str:
 
 
 def _valid(text: str) -> str:
-    """`text`; raises ValueError if it can't be recorded, because it has bytes of the command line that are not UTF-8."""
+    """`text`; raises ValueError if it is not UTF-8, as some file names, and so can't be recorded."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -139,12 +139,9 @@ def test_which_terminals_get_a_panel(env, expected):
             assert not streams.can_redraw()
 
 
-def test_text_that_is_not_utf_8_is_escaped_in_json(capsys):
-    streams.log_as_json(True)
-    try:
-        streams.log("kind", "name\udcff", fields={"path": "p\udcff", "images": 3})
-    finally:
-        streams.log_as_json(False)
+def test_text_that_is_not_utf_8_is_escaped_in_json(capsys, monkeypatch):
+    monkeypatch.setattr(streams, "_is_json", True)
+    streams.log("kind", "name\udcff", fields={"path": "p\udcff", "images": 3})
     (line,) = capsys.readouterr().err.splitlines()
     logged = json.loads(line)
     assert (logged["message"], logged["path"], logged["images"]) == ("name\\udcff", "p\\udcff", 3)
