@@ -76,7 +76,16 @@ def grace_seconds(text: str) -> float:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text")  # noqa: TRY004 - pydantic collects ValueErrors only
-    return value
+    return _valid(value)
+
+
+def _valid(text: str) -> str:
+    """`text`; raises ValueError if it is not UTF-8, as some file names, and so can't be recorded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid UTF-8; use another name") from None
+    return text
 
 
 def _text_that(check: Callable[[str], object]) -> Callable[[object], str]:
@@ -93,7 +102,7 @@ def _path(value: object) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise ValueError("expected a path or an s3:// URI")
-    return text
+    return _valid(text)
 
 
 def _sources(value: object) -> tuple[str, ...]:
@@ -119,10 +128,9 @@ def _root(value: object) -> str:
 
 
 def _local_file(value: object) -> str:
-    path = _path(value)
-    if path.startswith("s3://"):
-        raise ValueError("expected a local file, such as report.html")
-    return expand_home(path)
+    if value == "" or not isinstance(value, str | os.PathLike) or str(value).startswith("s3://"):
+        raise ValueError("expected a local file")
+    return expand_home(_path(value))
 
 
 def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
@@ -211,7 +219,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
     "scheduled_stop_role": _text_that(validate_role_arn),
-    "metrics_file": lambda value: MONITORING["metrics_file"](_path(value)),
+    "metrics_file": lambda value: MONITORING["metrics_file"](_local_file(value)),
     **{name: _text_that(MONITORING[name]) for name in ("ping", "webhook", "sns_topic")},
 }
 """Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,10 +113,11 @@ def reap(
 
 def _targets(options: dict[str, Any]) -> Targets:
     """The back ends of alarms, by the flags, else by their own variables: the ping of runs must not receive alarms."""
-    from batchcl.monitoring import Targets
+    from batchcl.monitoring import Targets, environment
 
-    variables = {name: os.environ.get(f"BATCHCL_ALARM_{name.upper()}") or None for name in _TARGETS}
-    return Targets.read(variables | flags(options))
+    given = flags(options)
+    variables = environment(without={"otel", *given}, variable=lambda name: f"BATCHCL_ALARM_{name.upper()}")
+    return Targets.read(variables | given)
 
 
 def _show(

@@ -49,7 +49,9 @@ class LivePanel:
             for encoding in (sys.stderr.encoding or "", locale.getencoding())
         )
 
-    def show(self, snapshot: Snapshot, *, note: str = "", status_for_s: float | None = None) -> None:
+    def show(
+        self, snapshot: Snapshot, *, note: str = "", is_minor: bool = False, status_for_s: float | None = None
+    ) -> None:
         """Replace the panel; see `render`."""
         if not _is_in_foreground():
             streams.set_footer("")
@@ -60,6 +62,7 @@ class LivePanel:
             width=columns - 1,  # the cursor of some terminals wraps after the last column
             rows=rows,
             note=note,
+            is_minor=is_minor,
             status_for_s=status_for_s,
             ascii_only=self._is_ascii,
         )
@@ -86,6 +89,7 @@ def render(
     width: int,
     rows: int = 24,
     note: str = "",
+    is_minor: bool = False,
     status_for_s: float | None = None,
     ascii_only: bool = False,
 ) -> Text:
@@ -98,12 +102,13 @@ def render(
         width: columns that may be used.
         rows: of the terminal.
         note: a last line about a wait or the end of the run; in a panel of one line, it replaces most counters.
+        is_minor: the counters are more important than the note; it is left out if there is one line only.
         status_for_s: seconds since the model has had its status; None if unknown.
         ascii_only: use no characters that need UTF-8.
     """
     width = max(1, min(width, _MAX_WIDTH))
     if width < _PANEL_WIDTH - 1 or rows < _PANEL_ROWS:
-        lines = [_one_line(now, width, note=note, status_for_s=status_for_s)]
+        lines = [_one_line(now, width, note="" if is_minor else note, status_for_s=status_for_s)]
     else:
         lines = [_progress(now, width, ascii_only=ascii_only), _fit(_calls(now), width)]
         if model := _model(now, status_for_s):

@@ -32,6 +32,9 @@ _NOTES: Final = frozenset(
 )
 """Kinds of notices whose text stays in the panel: they explain what the run waits for."""
 
+_MINOR: Final = frozenset({"holder", "holder-alive"})
+"""Notes during which the counters change as usual."""
+
 
 @asynccontextmanager
 async def reporting(log_format: LogFormat | None) -> AsyncIterator[Observer]:
@@ -83,6 +86,7 @@ class _Live(SilentObserver):
         self._progress: Progress | None = None
         self._is_draining = False
         self._note = ""
+        self._is_minor = False
         self._status: str | None = None
         self._status_since = 0.0
 
@@ -96,7 +100,7 @@ class _Live(SilentObserver):
         if self._is_draining:
             return
         if notice.kind in _NOTES:
-            self._note = notice.text
+            self._note, self._is_minor = notice.text, notice.kind in _MINOR
         elif notice.kind == "resumed":
             self._note = ""
         self._is_draining = notice.kind == "drain"
@@ -109,7 +113,7 @@ class _Live(SilentObserver):
             self._status, self._status_since = snapshot.model_status, now
         if self._is_draining:
             snapshot = replace(snapshot, eta_s=None)  # the images that are left are not scored
-        self._panel.show(snapshot, note=self._note, status_for_s=now - self._status_since)
+        self._panel.show(snapshot, note=self._note, is_minor=self._is_minor, status_for_s=now - self._status_since)
 
     async def handle_suspension(self) -> None:
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:

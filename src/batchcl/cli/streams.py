@@ -86,11 +86,17 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
         import orjson
 
         values = {"time": now, "level": level, "event": event, "message": text} | dict(fields or {})
-        line = orjson.dumps(values, default=str, option=orjson.OPT_UTC_Z).decode()
+        valid = {name: _valid(value) if isinstance(value, str) else value for name, value in values.items()}
+        line = orjson.dumps(valid, default=str, option=orjson.OPT_UTC_Z).decode()
     else:
         line = f"{now:%Y-%m-%dT%H:%M:%SZ} {printable(text)}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def _valid(text: str) -> str:
+    """`text` for JSON: bytes of a file name that are not UTF-8 are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def can_redraw() -> bool:

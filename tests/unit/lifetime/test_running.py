@@ -127,12 +127,15 @@ def test_models_without_a_lease_raise_an_alarm_after_a_grace() -> None:
     models = [
         model("old"),
         model("young", age_s=600.0),
+        model("new", age_s=0.0),
         model("unknown", age_s=None, cost_usd=None),
         model("starting", status="STARTING", age_s=None),
         model("leased", is_leased=True),
         model("unreadable", is_leased=None),
     ]
-    assert [each.model for each in unleased(models)] == ["cats@old", "cats@young", "cats@unknown", "cats@starting"]
+    assert [each.model for each in unleased(models)] == [
+        *("cats@old", "cats@young", "cats@new", "cats@unknown", "cats@starting")
+    ]
     assert [each.model for each in unleased(models, older_than_s=3600)] == ["cats@old", "cats@unknown"]
 
 
