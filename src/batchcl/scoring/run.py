@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -27,12 +28,10 @@ from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObser
 from batchcl.extras import require_extra
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
 from batchcl.job import Job, fingerprint
-from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
 from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
 from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
-from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.ledger import AllImages
@@ -52,6 +51,9 @@ from batchcl.scoring.work_list_writer import wait_for_calls, write_work_list
 from batchcl.sources.select import SelectedPage
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+
+if TYPE_CHECKING:
+    from batchcl.runs.incremental import IncrementalFilter
 
 __all__ = [
     "ResumeState",
@@ -325,6 +327,8 @@ async def open_context(
         )
         fitting = None
         if job.fit:
+            from batchcl.loaders.fitting import open_fitting_reader
+
             fitting = await stack.enter_async_context(open_fitting_reader(reader, aws, region=model.region))
         detector = await stack.enter_async_context(
             open_detector(
@@ -469,6 +473,8 @@ def incremental_filter(
     """Return the filter of images with an earlier outcome; None for a run that is not incremental."""
     if not job.incremental:
         return None
+    from batchcl.runs.incremental import IncrementalFilter
+
     model = ModelArn.parse(record.model)
     return IncrementalFilter(
         store, model, fit=job.fit, retry_failed=job.retry_failed, pause=pause, keep_index=keep_index

@@ -13,7 +13,7 @@ from enum import Enum
 from fnmatch import translate
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
@@ -23,19 +23,24 @@ from batchcl.choices import SourceKind, Transport
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.runs.layout import FOLDERS
-from batchcl.sources.archive import archive_in_s3, local_archive
-from batchcl.sources.base import Source, SourceCheck, local_image, refuse_arn, refuse_url, s3_image
-from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+from batchcl.sources.base import (
+    INVENTORY_MANIFEST,
+    Columns,
+    Source,
+    SourceCheck,
+    local_image,
+    refuse_arn,
+    refuse_url,
+    s3_image,
+)
 from batchcl.sources.deduplication import NO_NAMES
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import spool_pipe, spool_stdin
-from batchcl.sources.format_detection import detect_kind, is_columnar
-from batchcl.sources.inventory import MANIFEST, open_inventory
-from batchcl.sources.list_source import ListPart, ListSource
 from batchcl.sources.s3_prefix import S3PrefixSource
 from batchcl.sources.storage import LocalStorage, S3Storage
-from batchcl.sources.tables import Columns, TablePart, csv_header
-from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
+
+if TYPE_CHECKING:
+    from batchcl.sources.list_source import ListPart, ListSource
 
 __all__ = ["ImageSource", "ListOptions", "is_read_once", "open_sources"]
 
@@ -278,6 +283,8 @@ class _SourceOpener:
 
     async def _tar_archives(self, name: str) -> Source:
         """The archive in S3, or the archives that match a glob; if there is none, the prefix of that name."""
+        from batchcl.sources.archive import archive_in_s3
+
         uris = await self._matching_objects(name) if _WILDCARD.search(name) else [name]
         region = await self._region_of(name)
         client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
@@ -309,6 +316,8 @@ class _SourceOpener:
         return matching
 
     async def _inventory(self, name: str) -> Source:
+        from batchcl.sources.inventory import open_inventory
+
         options = self._options
         in_s3 = name.startswith("s3://")
         parts = await open_inventory(
@@ -320,6 +329,8 @@ class _SourceOpener:
         return self._list_source(name, parts, is_explicit=False)
 
     def _list_source(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
+        from batchcl.sources.list_source import ListSource
+
         options = self._options
         return ListSource(
             name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_extension
@@ -343,6 +354,8 @@ class _SourceOpener:
         return self._list_source(name, parts, is_explicit=SourceKind.TAR not in kinds)
 
     def _detected_kind(self, file: _ListFile) -> SourceKind:
+        from batchcl.sources.format_detection import detect_kind
+
         if self._options.kind is not None:
             return self._options.kind
         if posixpath.basename(file.label) == "symlink.txt":
@@ -359,6 +372,12 @@ class _SourceOpener:
             raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
 
     def _list_part(self, kind: SourceKind, file: _ListFile) -> ListPart:
+        from batchcl.sources.archive import local_archive
+        from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+        from batchcl.sources.format_detection import is_columnar
+        from batchcl.sources.tables import TablePart, csv_header
+        from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
+
         options = self._options
         label, path, folder = file.label, file.path, file.folder
         match kind:
@@ -438,7 +457,9 @@ def _local_path_kind(name: str) -> _LocalPathKind:
 
 def _contains_inventories(name: str) -> bool:
     """Whether the folder contains the dated folders of an S3 Inventory. Blocks."""
-    return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
+    return any(
+        Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{INVENTORY_MANIFEST}")
+    )
 
 
 def is_read_once(name: str) -> bool:
