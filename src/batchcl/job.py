@@ -58,7 +58,6 @@ _LIST_KEYS: Final = (
 )
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _FIELDS: Final = option_fields()
-_BYTES: Final = TypeAdapter(ByteSize)
 _HIDDEN: Final = "..."
 """Shown instead of the value of a secret option."""
 
@@ -160,7 +159,7 @@ def _is_int(value: object) -> bool:
 
 def _size(value: object) -> int:
     try:
-        size = int(_BYTES.validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
+        size = int(TypeAdapter(ByteSize).validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
     except ValidationError:
         size = -1
     if not 0 <= size <= MAX_INT64:

@@ -121,6 +121,8 @@ def statuses(entries: pa.Table) -> dict[int, str]:
 
 def counts(entries: pa.Table) -> Counts:
     """Number of entries by status."""
+    if not entries.num_rows:
+        return Counts()
     import pyarrow.compute as pc
 
     by_status = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}

@@ -25,19 +25,16 @@ from batchcl.aws.names import matches_model
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
-from batchcl.extras import require_extra
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.open import open_reader
 from batchcl.monitoring import OPTIONS, RunNames, Targets, monitored
 from batchcl.quantities import pluralize
-from batchcl.runs.admission import admit
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
 from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, summary_of_session
-from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import limit_to_descriptors
@@ -220,6 +217,8 @@ async def execute(job: Job, state: ResumeState, context: RunContext, *, dead: Ru
                 else:
                     await hold()
                 if lease.follows_unsettled:  # publish its outcomes, and cut its journals in case it is only suspended
+                    from batchcl.runs.recovery import publish_leftovers
+
                     async with lease.writing_heartbeats():
                         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
@@ -275,6 +274,8 @@ async def acquire_lease(
 
     Dead runs of the model are recovered, and reported.
     """
+    from batchcl.runs.admission import admit
+
     recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
         text = f"published the rows of {pluralize(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
@@ -302,6 +303,8 @@ async def open_context(
 ) -> AsyncIterator[RunContext]:
     """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
+        from batchcl.extras import require_extra
+
         require_extra("images", "--fit")
     aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; retrying"))
     async with AsyncExitStack() as stack:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import translate
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -34,13 +34,10 @@ from batchcl.sources.base import (
     s3_image,
 )
 from batchcl.sources.deduplication import NO_NAMES
-from batchcl.sources.directory import DirectorySource
-from batchcl.sources.files import spool_pipe, spool_stdin
-from batchcl.sources.s3_prefix import S3PrefixSource
-from batchcl.sources.storage import LocalStorage, S3Storage
 
 if TYPE_CHECKING:
     from batchcl.sources.list_source import ListPart, ListSource
+    from batchcl.sources.storage import S3Storage
 
 __all__ = ["ImageSource", "ListOptions", "is_read_once", "open_sources"]
 
@@ -171,11 +168,17 @@ class _SourceOpener:
     ) -> None:
         self._stack = stack
         self._aws = aws
-        self._s3 = S3Storage(aws, stack, region=region)
+        self._region = region
         self._options = options
         self._out = out
         self._transport = transport
         self._buckets = buckets
+
+    @cached_property
+    def _s3(self) -> S3Storage:
+        from batchcl.sources.storage import S3Storage
+
+        return S3Storage(self._aws, self._stack, region=self._region)
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
@@ -196,6 +199,8 @@ class _SourceOpener:
     async def _open_local(self, name: str) -> Source:
         """A local name whose kind is not given, or is that of a list file."""
         if await anyio.to_thread.run_sync(is_read_once, name, abandon_on_cancel=True):
+            from batchcl.sources.files import spool_pipe, spool_stdin
+
             spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
             path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
             label = "standard input" if name == "-" else name
@@ -239,6 +244,8 @@ class _SourceOpener:
 
     def _directory(self, name: str) -> Source:
         """Blocks."""
+        from batchcl.sources.directory import DirectorySource
+
         if self._out is None or self._out.startswith("s3://"):
             return DirectorySource(name, is_explicit=self._options.any_extension)
         root, source = Path(self._out).resolve(), Path(name).resolve()
@@ -253,6 +260,8 @@ class _SourceOpener:
         )
 
     async def _prefix(self, name: str) -> Source:
+        from batchcl.sources.s3_prefix import S3PrefixSource
+
         return S3PrefixSource(
             name,
             self._aws,
@@ -317,6 +326,7 @@ class _SourceOpener:
 
     async def _inventory(self, name: str) -> Source:
         from batchcl.sources.inventory import open_inventory
+        from batchcl.sources.storage import LocalStorage
 
         options = self._options
         in_s3 = name.startswith("s3://")
