@@ -69,7 +69,8 @@ def test_a_group_without_a_command_shows_its_help(cli):
     done = cli("model")
     assert done.code == 2
     assert "batchcl: " not in done.err
-    assert "Usage: batchcl model" in done.out + done.err
+    assert "Usage: batchcl model" in done.err
+    assert "\x1b" not in done.err
 
 
 def test_an_unknown_model(refused, demo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,6 +12,8 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from batchcl.errors import ExitCode
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,6 +21,7 @@ __all__ = ["COMMANDS", "Entry", "LazyGroup"]
 
 _SCORE, _RESULTS, _MODELS, _OTHER = "Score images", "Read results", "Projects, datasets and models", "Other"
 _BETWEEN_EXAMPLES: Final = re.compile(r"\n\n(?=  \S)")
+_STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Entry(NamedTuple):
@@ -155,7 +159,19 @@ class _Command(TyperCommand):
             _write_section(formatter, heading, rows)
 
 
-class _Group(TyperGroup):
+class _HelpfulGroup(TyperGroup):
+    """A group that shows its help on stderr if no command is named, with exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`, or show the help."""
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            text = ctx.get_help()
+            sys.stderr.write(f"{text if sys.stderr.isatty() else _STYLE.sub('', text)}\n")
+            ctx.exit(ExitCode.USAGE)
+        return super().parse_args(ctx, args)
+
+
+class _Group(_HelpfulGroup):
     """A group whose commands are listed with a whole sentence each."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -163,7 +179,7 @@ class _Group(TyperGroup):
         _write_section(formatter, "Commands", rows)
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(_HelpfulGroup):
     """`batchcl` itself."""
 
     def __init__(self, **settings: Any) -> None:
