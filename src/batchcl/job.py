@@ -36,11 +36,9 @@ from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, varia
 from batchcl.quantities import Tolerance, Units, duration_text, parse_datetime, parse_duration
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
+from batchcl.sources.base import Columns
 from batchcl.sources.filters import Filters, Sample
-from batchcl.sources.inventory import parse_as_of
 from batchcl.sources.open import ListOptions
-from batchcl.sources.tables import Columns
-from batchcl.sources.where import Condition
 
 __all__ = ["NO_MODEL", "Job", "fingerprint", "job_of", "load_job"]
 
@@ -60,7 +58,6 @@ _LIST_KEYS: Final = (
 )
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _FIELDS: Final = option_fields()
-_BYTES: Final = TypeAdapter(ByteSize)
 _HIDDEN: Final = "..."
 """Shown instead of the value of a secret option."""
 
@@ -154,6 +151,8 @@ def _moment(value: object) -> str:
 
 
 def _day(value: object) -> str:
+    from batchcl.sources.inventory import parse_as_of
+
     text = value.isoformat() if isinstance(value, dt.date) else _text(value)
     try:
         parse_as_of(text)
@@ -168,7 +167,7 @@ def _is_int(value: object) -> bool:
 
 def _size(value: object) -> int:
     try:
-        size = int(_BYTES.validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
+        size = int(TypeAdapter(ByteSize).validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
     except ValidationError:
         size = -1
     if not 0 <= size <= MAX_INT64:
@@ -176,6 +175,12 @@ def _size(value: object) -> int:
             f"expected a size of at most {MAX_INT64} bytes; write bytes, or a number with a unit such as 10KB or 4MiB"
         )
     return size
+
+
+def _condition(value: object) -> str:
+    from batchcl.sources.where import Condition
+
+    return Condition(_text(value)).text
 
 
 def _sample(value: object) -> str:
@@ -210,7 +215,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "older_than": _moment,
     "min_size": _size,
     "max_size": _size,
-    "where": _text_that(Condition),
+    "where": _condition,
     "sample": _sample,
     "max_failures": _tolerance,
     "report": _local_file,
