@@ -52,7 +52,7 @@ def test_the_same_trouble_is_reported_every_15_minutes_at_most():
     assert not passed.passes(Notice("bad-line", "", level="warning"), 1000.0)
 
 
-def test_ten_minutes_with_more_than_half_of_the_calls_throttled_are_trouble():
+def test_ten_minutes_with_most_calls_throttled_are_trouble():
     throttling, progress, found = Throttling(), Progress(), []
     for minute in range(40):
         progress.calls += 100
