@@ -65,21 +65,21 @@ async def reconcile_costs(
     runs = await read_checked_spending(await Store.open_async(root, aws=aws))
     now = utcnow().astimezone(dt.UTC)
     models = sorted({run.model_arn for run in runs})
-    notes: list[str] = []
+    notes: dict[str, str] = {}  # by region
 
     async def measure(arn: str) -> dict[str, float] | None:
         begin = max(now - _KEPT, min(_first_month(run) for run in runs if run.model_arn == arn))
+        model = ModelArn.parse(arn)
         try:
-            model = ModelArn.parse(arn)
             async with aws.auxiliary_client("cloudwatch", region=model.region, renews=False) as client:
                 return await unit_hours_by_month(client, model, begin=begin, end=now)
         except RefusedError as error:
-            notes.append(str(error))
+            notes.setdefault(model.region, f"in {model.region}, {error}")
             return None
 
     measured = await gather(measure, models, at_once=_AT_ONCE)
     table = _compare(usage_by_month(runs), dict(zip(models, measured, strict=True)), oldest=f"{now - _KEPT:%Y-%m}")
-    return Reconciliation(table=table, notes=tuple(sorted(notes)))
+    return Reconciliation(table=table, notes=tuple(notes[region] for region in sorted(notes)))
 
 
 def _first_month(run: RunSpending) -> dt.datetime:

@@ -29,6 +29,7 @@ from batchcl.quantities import pluralize
 from batchcl.report import charts
 from batchcl.report.contents import CHARTED_LABELS, Contents, lowest_confidence
 from batchcl.report.gallery import GalleryPicture, categories
+from batchcl.summary import BILLED_USES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -305,6 +306,8 @@ class _View:
         shown = min(_MOST_RUNS, self.rows)
         return {
             "runs": [_run(run) for run in runs.head(shown).iter_rows(named=True)],
+            "uses": [use.capitalize() for use in BILLED_USES],
+            "bills": [_bill(run) for run in runs.head(shown).iter_rows(named=True) if run["cost_usd"]],
             "more_runs": _number(runs.height - shown) if runs.height > shown else "",
             "facts": self._facts(),
         }
@@ -612,6 +615,19 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
         "throttled": _percent(run["throttled"] / run["calls"]) if run["calls"] else _DASH,
         "time": _duration(run["seconds"]),
         "cost": _cost(run["cost_usd"]),
+    }
+
+
+def _bill(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the time of a run's model was used for."""
+    seconds = {use: run[f"billed_{use}_s"] or 0.0 for use in BILLED_USES}
+    total = sum(seconds.values())
+    return {
+        "run_id": run["run_id"],
+        "cost": _cost(run["cost_usd"]),
+        "time": _duration(total),
+        "shares": [_percent(each / total) if total else _DASH for each in seconds.values()],
+        "scoring": seconds["scoring"] / total if total else 0.0,
     }
 
 
