@@ -43,7 +43,7 @@ COMMANDS: Final = {
     "plan": Entry(
         "plan:plan",
         _SCORE,
-        "Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.",
+        "Show what `run` would do: images, bytes, skips, and time and dollars at 1 to 5 inference units.",
     ),
     "pilot": Entry(
         "pilot:pilot",
