@@ -45,7 +45,7 @@ def photos(demo, tmp_path):
 
 def usage(endpoint: str) -> float:
     """Unit-hours by the emulator's meter."""
-    with urllib.request.urlopen(f"{endpoint}/_emulator/usage") as response:  # noqa: S310 - the emulator's URL
+    with urllib.request.urlopen(f"{endpoint}/_emulator/usage") as response:
         return float(json.load(response)["inference_unit_hours"])
 
 
@@ -75,21 +75,22 @@ def test_a_pilot_and_its_run_score_each_image_once(cli, demo, endpoint, env, pho
     billed = usage(endpoint)
     again = cli(*pilot, env=env)
     assert again.code == 0, again.err
-    assert "run 2026 has called for 20 images or more; reporting what it has measured\n" in again.err
+    assert "run 2026 has called for the images of the sample; reporting what it has measured\n" in again.err
     assert usage(endpoint) == billed
     assert "* " not in again.err
     rest = cli("run", *job, "--json", env=env)
     assert rest.code == 0, rest.err
     assert (rest.json["scored"], rest.json["calls"] - rest.json["throttled"]) == (IMAGES, IMAGES)
     assert len(cli("query", out, "SELECT uri FROM results", "--json", env=env).json) == IMAGES
-    over = cli(*pilot, "--json", env=env)
-    assert (over.code, over.json["is_done"], over.json["left"]) == (0, True, 0)
+    for images in (SAMPLE, 1000):
+        over = cli("pilot", *job, "--images", images, "--json", env=env)
+        assert (over.code, over.json["is_done"], over.json["left"]) == (0, True, 0), over.err
     other = cli("pilot", *job, "--min-confidence", 50, "--yes", env=env)
     assert other.code == 2
     assert "was started with other settings" in other.err
 
 
-def test_the_python_function_returns_the_pilot(endpoint, env, demo, photos, tmp_path):
+def test_the_python_function_returns_the_pilot(env, demo, photos, tmp_path):
     job = batchcl.Job(sources=photos, model=demo.arn, out=tmp_path / "out", run_id="a", start_model=1)
     with patch.dict(os.environ, env, clear=True):
         found = batchcl.pilot_sync(job, images=10)
@@ -103,8 +104,10 @@ def test_a_night_with_few_images_is_postponed(cli, demo, endpoint, env, photos, 
     batch = ("--incremental", "--min-images", 5, "--max-wait", "1d", "--start-model", 2)
     job = (photos, "--model", demo.arn, "--out", tmp_path / "out", *batch)
 
+    metrics = tmp_path / "batchcl.prom"
+
     def night(run_id: str):
-        return cli("run", *job, "--run-id", run_id, "--json", env=env)
+        return cli("run", *job, "--run-id", run_id, "--metrics-file", metrics, "--json", env=env)
 
     first = night("1")
     assert (first.code, first.json["status"], first.json["scored"]) == (0, "done", IMAGES), first.err
@@ -115,11 +118,13 @@ def test_a_night_with_few_images_is_postponed(cli, demo, endpoint, env, photos, 
     why = "3 images need a call, and --min-images is 5; the last run that scored began 0:0"
     assert planned.json["postponed"].startswith(why)
     assert "would be postponed" in cli("plan", *job, env=env).out
+    metrics.unlink()
     second = night("2")
     assert (second.code, second.json["status"]) == (0, "postponed"), second.err
     assert second.json["reason"].startswith(why)
     assert (second.json["planned"], second.json["already_scored"], second.json["calls"]) == (3, IMAGES, 0)
     assert f"run 2 is postponed: {second.json['reason']}\n" in second.err
+    assert "batchcl_last_success_timestamp_seconds" in metrics.read_text()
     assert usage(endpoint) == billed
     assert [run["run_id"] for run in cli("runs", tmp_path / "out", "--json", env=env).json] == ["1"]
     for number in range(3, 6):

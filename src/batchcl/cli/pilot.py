@@ -67,7 +67,7 @@ def pilot(
 
     if not emulator:
         proposal = anyio.run(read)
-        if isinstance(proposal, PilotProposal):
+        if isinstance(proposal, PilotProposal) and proposal.images:
             confirm(proposal.text, yes=yes, refused="nothing was scored")
 
     async def work(stop_signal: StopSignal) -> Pilot:

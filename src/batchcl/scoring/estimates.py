@@ -3,11 +3,11 @@
 - The rate of a session is its images divided by the seconds in which calls were made (billed as scoring or throttled;
   if the session did not pay for the model, all seconds from the first call to the last row). The rate of a number of
   units is the median over the images of its newest `NEWEST` sessions, so that a night in which others used the capacity
-  does not change it. Its range is that of the sessions with `ENOUGH_IMAGES` images in `ENOUGH_S` seconds or more; if
-  there are none, of all.
+  does not change it. Its range is that of the sessions with at least 100 images in at least 60 s (`_ENOUGH`); if there
+  are none, of all.
 - A number of units whose sessions are shorter than that, all together, was not measured: its rate is scaled from the
-  nearest number that was, in proportion to the units. Sessions with auto-scaling measure only their own setting, as the
-  number of units that they ran with is unknown.
+  nearest number that was, in proportion to the units. If none was, 20 images in 10 s are enough. Sessions with
+  auto-scaling measure only their own setting, as the number of units that they ran with is unknown.
 - The other billed seconds of a session (start, idle, tail, stop) don't depend on its size: their median is added once.
 - Nothing measured: `ASSUMED_TPS_PER_UNIT`, half or twice as fast, and so on. `Estimate.basis` says so.
 """
@@ -51,9 +51,11 @@ ASSUMED_TPS_PER_UNIT: Final = 2.8
 NEWEST: Final = 10
 """Sessions per number of units that count: a rate changes with the images, so old ones say little."""
 
-ENOUGH_IMAGES: Final = 100
-ENOUGH_S: Final = 60.0
-"""In a shorter session the first seconds, in which the rate is still being found, weigh too much."""
+_ENOUGH: Final = (100, 60.0)
+"""Images and seconds: in a shorter session the first seconds, in which the rate is being found, weigh too much."""
+
+_LITTLE: Final = (20, 10.0)
+"""Better than an assumption."""
 
 MARGIN: Final = 0.1
 """Added to the slow end of an estimate before it is compared with a deadline: as accurate are the estimates from one
@@ -241,7 +243,9 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
         if session.units is not None and calling_s(session) > 0:
             by_units[session.units].append(session)
     newest = {units: of_units[-NEWEST:] for units, of_units in by_units.items()}
-    measured = {units: of_units for units, of_units in newest.items() if _are_enough(of_units)}
+    measured: dict[str, list[SessionRecord]] = {}
+    for least in (_ENOUGH, _LITTLE):
+        measured = measured or {units: each for units, each in newest.items() if _are_enough(each, least)}
     overheads = [sum(each.billed_s.values()) - calling_s(each) for each in sessions if each.billed_s][-NEWEST:]
     starts = [each.start_s for each in sessions if each.start_s is not None][-NEWEST:]
     return Measurements(
@@ -255,7 +259,7 @@ def measure(runs: Iterable[RunSpending], model_arn: str) -> Measurements:
 
 def _rate_of(sessions: Sequence[SessionRecord]) -> Spread:
     """Return the median rate of all images, and the range of the sessions that are long enough."""
-    long_enough = [each for each in sessions if _are_enough([each])] or sessions
+    long_enough = [each for each in sessions if _are_enough([each], _ENOUGH)] or sessions
     rates = [each.images / calling_s(each) for each in long_enough]
     typical = _median_rate(sessions)
     return Spread(typical, min(*rates, typical), max(*rates, typical))
@@ -267,9 +271,9 @@ def _median_rate(sessions: Sequence[SessionRecord]) -> float:
     return rates[bisect_left(counts, counts[-1] / 2)][0]
 
 
-def _are_enough(sessions: Sequence[SessionRecord]) -> bool:
+def _are_enough(sessions: Sequence[SessionRecord], least: tuple[int, float]) -> bool:
     images, seconds = sum(each.images for each in sessions), sum(map(calling_s, sessions))
-    return images >= ENOUGH_IMAGES and seconds >= ENOUGH_S
+    return images >= least[0] and seconds >= least[1]
 
 
 def calling_s(session: SessionRecord) -> float:

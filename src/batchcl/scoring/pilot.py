@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -180,7 +181,7 @@ async def pilot(
     with stop_signal.interruptible():
         proposal = await propose(job, images=images, aws=aws, observer=observer)
     if isinstance(proposal, Pilot):
-        text = f"run {proposal.run_id} has called for {images:,} images or more; reporting what it has measured"
+        text = f"run {proposal.run_id} has called for the images of the sample; reporting what it has measured"
         observer.notice(Notice("pilot-recorded", text, {"run_id": proposal.run_id}))
         return proposal
     summary = await score(job, observer, stop_signal, aws, ends_at=ends_at, sample_images=images)
@@ -199,21 +200,22 @@ async def propose(job: Job, *, images: int, aws: Aws, observer: Observer) -> Pil
     if images < 1:
         raise UsageError(f"a pilot of {images} images is not possible; use at least 1")
     _, model = await open_service(job, aws)
-    is_free, store = aws.settings.is_emulator, None
-    called = 0
-    try:
+    is_free, store, old = aws.settings.is_emulator, None, None
+    with suppress(OutputError):  # there is no output root yet, or `score` reports the error
         store = await Store.open_async(job.root, aws=aws)
         model = await recorded_model(store, job, model)
         old = None if job.run_id is None else await recorded_run(store, new_record(job, model, None))
-    except OutputError:  # there is no output root yet, or `score` reports the error
-        old = None
+    left = images
     if old is not None and store is not None:
-        called = await called_images(store, old.run_id)
-        if called >= images and await _is_listed(store, old):
+        worklist = WorkList(store, RunPaths(old.run_id))
+        await worklist.open()
+        if worklist.totals is not None:
+            images = (await draw_sample(worklist, images=images, seed=old.run_id, fit=job.fit)).images
+        left = max(0, images - await called_images(store, old.run_id))
+        if not left and worklist.totals is not None:
             return await read_pilot(job, store, old, images=images, is_free=is_free, observer=observer)
     measurements = await read_measurements(store, model.text, observer=observer)
     units = job.units if isinstance(job.units, Units) else Units(1)
-    left = max(0, images - called)
     estimate = measurements.estimate(left, units, limits=limits_of(job, is_free=is_free))
     text = (
         f"this scores {pluralize(left, 'image')} with {model.name}: about {period_text(estimate.billed_s)} of the model"
@@ -232,10 +234,6 @@ async def propose(job: Job, *, images: int, aws: Aws, observer: Observer) -> Pil
         dollars=estimate.dollars,
         text=f"{text}, which costs about {usd(estimate.dollars)}, at most {usd(estimate.dollars_high)} ({how})",
     )
-
-
-async def _is_listed(store: Store, record: RunRecord) -> bool:
-    return await store.exists(RunPaths(record.run_id).totals)
 
 
 async def read_pilot(

@@ -48,12 +48,12 @@ def estimate(found: Measurements, calls: int, units: Units, *, max_tps: float | 
     return found.estimate(calls, units, limits=replace(LIMITS, max_tps=max_tps))
 
 
-def test_the_rate_is_that_of_all_sessions_by_their_images():
-    found = measured(session(1000, 250), session(100, 100))
+def test_the_rate_is_the_median_over_the_images_of_all_sessions():
+    found = measured(session(1000, 250), session(800, 400), session(900, 300), session(100, 100))
     one = estimate(found, 4000, Units(1))
     assert (one.basis, one.images_per_second_low, one.images_per_second_high) == (Basis.MEASURED, 1.0, 4.0)
-    assert one.images_per_second == pytest.approx(1100 / 350)
-    assert one.billed_s == pytest.approx(4000 / (1100 / 350) + 4)
+    assert one.images_per_second == 3.0
+    assert one.billed_s == pytest.approx(4000 / 3 + 4)
     assert one.dollars == pytest.approx(one.billed_s * 4 / 3600)
     assert (one.billed_s_low, one.billed_s_high) == (4000 / 4 + 4, 4000 / 1 + 4)
 
@@ -96,12 +96,18 @@ def test_other_numbers_of_units_are_scaled_from_the_nearest(units, expected, sca
 
 
 def test_without_measurements_the_rate_is_assumed_with_a_wide_range():
-    for found in (measured(), measured(session(20, 100)), measured(session(1000, 10))):
+    for found in (measured(), measured(session(19, 100)), measured(session(1000, 9.9))):
         each = estimate(found, 1000, Units(2))
         assert (each.basis, each.measured_units) == (Basis.ASSUMED, None)
         assert each.images_per_second == 2 * ASSUMED_TPS_PER_UNIT
         assert each.images_per_second_high == 4 * each.images_per_second_low
     assert measured().start_s.high == 1800
+
+
+def test_a_short_session_counts_if_there_is_no_long_one():
+    short = session(300, 20, units="3")
+    assert estimate(measured(short), 1000, Units(3)).images_per_second == 15.0
+    assert estimate(measured(short, session(300, 100)), 1000, Units(3)).images_per_second == 9.0
 
 
 def test_limits_bound_the_rate_but_not_below_what_was_measured():
