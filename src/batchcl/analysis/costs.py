@@ -159,8 +159,8 @@ def _row(usage: Usage) -> list[object]:
     return [
         len(usage.runs),
         round(usage.images),
-        round(usage.seconds / _HOUR_S, 4),
-        round(usage.unit_seconds / _HOUR_S, 4),
+        round(usage.seconds / _HOUR_S, 6),
+        round(usage.unit_seconds / _HOUR_S, 6),
         round(sum(usage.dollars.values()), 6) if is_counted else None,
         *(round(usage.dollars.get(use, 0.0), 6) if is_counted else None for use in BILLED_USES),
         usage.not_counted,
