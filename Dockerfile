@@ -3,7 +3,7 @@
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
-# Comma-separated extras of pyproject.toml: images, analysis, report, emulator.
+# Comma-separated extras of pyproject.toml: images, analysis, report, otel, emulator.
 ARG EXTRAS=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import typer.main
 
 from batchcl.cli.app import _run
+from batchcl.cli.streams import log_as_json
 from servers import CommandResult
 
 _COMMAND = cache(typer.main.get_command)
@@ -48,5 +49,8 @@ def run_command(line: str, *words: object, answer: str | None = None, stdin: byt
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        code = _run(argv[1:])
+        try:
+            code = _run(argv[1:])
+        finally:
+            log_as_json(wanted=False)  # a setting of the process, which --log-format json has changed
     return CommandResult(code, out.getvalue(), err.getvalue(), both.getvalue())

@@ -49,7 +49,7 @@ LATEST_S = 60.0
 
 
 class PseudoTerminal:
-    """A terminal of which the test is the screen."""
+    """A terminal whose screen the test reads."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self._master, self.slave = pty.openpty()
@@ -71,7 +71,7 @@ class PseudoTerminal:
             left = end - time.monotonic()
             assert left > 0, f"the screen is still\n{self.text()}"
             if select.select([self._master], [], [], min(left, 0.2))[0]:
-                with suppress(OSError):  # nothing has the other side open
+                with suppress(OSError):  # no process has the other side open
                     self._input.feed(os.read(self._master, 65_536))
         return self.text()
 

@@ -1,6 +1,6 @@
-"""Each night: score what is new, compare the labels with those of the week before, write a report, notify.
+"""Each night: score new images, compare the labels with those of the week before, write a report, notify.
 
-Copy this file into Airflow's DAG folder and put your names in. docs/airflow.md explains it.
+Copy this file into Airflow's DAG folder and insert your names. docs/airflow.md explains it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Every ten minutes: stop models whose run has died.
 
-Copy this file into Airflow's DAG folder and put your names in, preferably on another machine than the runs.
+Copy this file into Airflow's DAG folder and insert your region and paths, preferably on another machine than the
+runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Airflow operators that run the `batchcl` command in an environment or a container of its own.
+"""Airflow operators that run the `batchcl` command in a separate environment or container.
 
 ```python
 from batchcl.airflow import BatchclRunOperator
@@ -64,7 +64,7 @@ _OWN_OPTIONS: Final = {"sources", "config", "model", "out", "run_id", "grace", "
 _KILL_MARGIN_S: Final = 5.0
 _POLL_S: Final = 0.2
 _STREAMS_S: Final = 2.0
-"""Seconds that another process may hold the streams of a process that has ended; after SIGTERM, the grace period."""
+"""Seconds to read on after the process has ended, if another one holds its streams; after SIGTERM, the grace period."""
 _MOST_OUTPUT: Final = 1_000_000
 _AIRFLOW_OWN: Final = re.compile(r"_*AIRFLOW__|_AIRFLOW_|AIRFLOW_CONN_|AIRFLOW_VAR_")
 _WEB_URL: Final = re.compile(r"(https?://)(?:[^/@\s]*@)?([^/?#\s]+)[^\s]*")
@@ -72,7 +72,7 @@ _IDENTITY: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_T
 
 
 class BatchclOperator(BaseOperator):
-    """Runs a batchcl command, and gives the task the state for its exit code.
+    """Runs a batchcl command; its exit code determines the state of the task.
 
     0 succeeds; 2, 3 and 5 fail without a retry; any other exit code, and death by a signal, is retried.
     With `--json` among the arguments, the object on stdout is the XCom `return_value`, also if the task fails;
@@ -87,7 +87,7 @@ class BatchclOperator(BaseOperator):
         append_env: add `env` to the worker's environment, which is used without Airflow's own settings and connections.
         cwd: working directory; by default that of the worker. (templated)
         on_failures: whether exit code 3 fails the task, or logs a warning and succeeds.
-        grace_s: seconds from SIGTERM to SIGKILL when the task is ended.
+        grace_s: seconds that the command has after SIGTERM when the task is ended; SIGKILL follows 5 s later.
         kwargs: of `BaseOperator`.
     """
 
@@ -159,7 +159,7 @@ class BatchclOperator(BaseOperator):
         return [str(word) for word in self.arguments]
 
     def _show(self, result: Any) -> None:
-        """Log the result of the command, if that is short."""
+        """Log a summary of the result, if there is one."""
 
     def _environment(self) -> dict[str, str]:
         inherits = self.env is None or self.append_env
@@ -194,18 +194,18 @@ class BatchclOperator(BaseOperator):
 
 
 class BatchclRunOperator(BatchclOperator):
-    """Runs `batchcl run`. All tries of a task continue one run, which is named after the DAG run.
+    """Runs `batchcl run`. All tries of a task resume the same run, which is named after the DAG run.
 
     The summary is the XCom `return_value`, also if the task fails; the path of its report is the XCom `report`.
     The run's deadline is the `execution_timeout` minus the grace period, unless `options` has a `deadline`.
 
     Args:
-        sources: what to score; by default that of the job file. (templated)
+        sources: what to score; by default the sources of the job file. (templated)
         config: path of a job file, as the command sees it. (templated)
         model: PROJECT@VERSION, PROJECT or an ARN. (templated)
         out: output root. (templated)
         run_id: by default made of the ids of DAG, task and DAG run, and of the map index of a mapped task. (templated)
-        options: further keys of a job file with their values; None and False leave an option out. (templated)
+        options: further keys of a job file with their values; None and False omit an option. (templated)
         kwargs: of `BatchclOperator`. `on_failures="warn"` succeeds only if the run is done, not if it was stopped.
     """
 
@@ -276,13 +276,13 @@ class BatchclRunOperator(BatchclOperator):
 
 
 class _Child:
-    """A command in a session of its own, so that signals to the worker's process group don't reach it.
+    """A command in a new POSIX session, so that signals to the worker's process group don't reach it.
 
     Args:
         words: of the command.
         env: its whole environment.
         cwd: its working directory.
-        grace_s: seconds from SIGTERM to SIGKILL.
+        grace_s: seconds from SIGTERM to SIGKILL, which follows `_KILL_MARGIN_S` later.
     """
 
     def __init__(self, words: Sequence[str], *, env: Mapping[str, str], cwd: str | None, grace_s: float) -> None:
@@ -410,7 +410,7 @@ class _Output:
 
 
 def _describe(code: int) -> str:
-    """An exit code with its meaning, or the signal that ended the process or that a shell reports."""
+    """An exit code with its meaning, or the signal that ended the process, also as a shell reports it."""
     if code in _MEANING:
         return f"exit code {code} ({_MEANING[code]})"
     try:

@@ -84,7 +84,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The job file, a flag or a source is wrong."""
     FAILURES = 3
-    """Everything is done, but more images failed than tolerated, a `--fail-if` holds, or `--alarm` found a model."""
+    """More images failed than tolerated, a `--fail-if` holds, or `--alarm` found a model without a lease."""
     STOPPED = 4
     """Stopped early; what is done is kept."""
     REFUSED = 5

@@ -133,7 +133,7 @@ class Snapshot:
 
     @property
     def is_listing(self) -> bool:
-        """Whether the work list is growing and nothing has been called for yet."""
+        """Whether images are still being listed, and no call has been made yet."""
         return not self.listed and not self.done and not self.calls
 
     @property

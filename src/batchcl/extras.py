@@ -32,7 +32,7 @@ _REQUIREMENT: Final = re.compile(r"batchcl\[([^\]]*)\]")
 
 
 def require_extra(extra: str, what: str) -> None:
-    """Raise `UsageError` if a package of `extra`, which `what` (such as a flag) needs, is not installed."""
+    """Raise `UsageError` if a package of `extra` is not installed; `what` needs it, such as a flag."""
     missing = [package for module, package in EXTRAS[extra].items() if _is_missing(module)]
     if missing:
         it = "it" if len(missing) == 1 else "them"
@@ -42,7 +42,7 @@ def require_extra(extra: str, what: str) -> None:
 def _is_missing(module: str) -> bool:
     try:
         return find_spec(module) is None
-    except ModuleNotFoundError:  # a package around it
+    except ModuleNotFoundError:  # its parent package is missing
         return True
 
 
@@ -51,8 +51,8 @@ def install_command(extra: str, *, prefix: str = sys.prefix, installed: Distribu
 
     Args:
         extra: a key of `EXTRAS`.
-        prefix: of the environment. `uv tool` and pipx leave a record there of what they installed. They replace the
-            whole environment, so that the command names the extras that it has, too.
+        prefix: of the environment. `uv tool` and pipx record there what they installed. They replace the whole
+            environment, so the command also names the extras that are installed.
         installed: the distribution, which records its installer and where it came from; None for the one that is
             imported.
     """

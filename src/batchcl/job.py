@@ -46,11 +46,9 @@ from batchcl.quantities import (
 )
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
+from batchcl.sources.base import Columns
 from batchcl.sources.filters import Filters, Sample
-from batchcl.sources.inventory import parse_as_of
 from batchcl.sources.open import ListOptions
-from batchcl.sources.tables import Columns
-from batchcl.sources.where import Condition
 
 __all__ = ["NO_MODEL", "Job", "fingerprint", "job_of", "load_job"]
 
@@ -72,7 +70,6 @@ _LIST_KEYS: Final = (
 )
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _FIELDS: Final = option_fields()
-_BYTES: Final = TypeAdapter(ByteSize)
 _HIDDEN: Final = "..."
 """Shown instead of the value of a secret option."""
 
@@ -88,7 +85,16 @@ def grace_seconds(text: str) -> float:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text")  # noqa: TRY004 - pydantic collects ValueErrors only
-    return value
+    return _valid(value)
+
+
+def _valid(text: str) -> str:
+    """`text`; raises ValueError if it is not UTF-8, as some file names, and so can't be recorded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid UTF-8; use another name") from None
+    return text
 
 
 def _text_that(check: Callable[[str], object]) -> Callable[[object], str]:
@@ -105,7 +111,7 @@ def _path(value: object) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise ValueError("expected a path or an s3:// URI")
-    return text
+    return _valid(text)
 
 
 def _sources(value: object) -> tuple[str, ...]:
@@ -131,10 +137,9 @@ def _root(value: object) -> str:
 
 
 def _local_file(value: object) -> str:
-    path = _path(value)
-    if path.startswith("s3://"):
-        raise ValueError("expected a local file, such as report.html")
-    return expand_home(path)
+    if value == "" or not isinstance(value, str | os.PathLike) or str(value).startswith("s3://"):
+        raise ValueError("expected a local file")
+    return expand_home(_path(value))
 
 
 def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
@@ -168,6 +173,8 @@ def _moment(value: object) -> str:
 
 
 def _day(value: object) -> str:
+    from batchcl.sources.inventory import parse_as_of
+
     text = value.isoformat() if isinstance(value, dt.date) else _text(value)
     try:
         parse_as_of(text)
@@ -182,7 +189,7 @@ def _is_int(value: object) -> bool:
 
 def _size(value: object) -> int:
     try:
-        size = int(_BYTES.validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
+        size = int(TypeAdapter(ByteSize).validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
     except ValidationError:
         size = -1
     if not 0 <= size <= MAX_INT64:
@@ -190,6 +197,12 @@ def _size(value: object) -> int:
             f"expected a size of at most {MAX_INT64} bytes; write bytes, or a number with a unit such as 10KB or 4MiB"
         )
     return size
+
+
+def _condition(value: object) -> str:
+    from batchcl.sources.where import Condition
+
+    return Condition(_text(value)).text
 
 
 def _sample(value: object) -> str:
@@ -224,7 +237,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "older_than": _moment,
     "min_size": _size,
     "max_size": _size,
-    "where": _text_that(Condition),
+    "where": _condition,
     "sample": _sample,
     "max_failures": _tolerance,
     "report": _local_file,
@@ -234,7 +247,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
     "scheduled_stop_role": _text_that(validate_role_arn),
-    "metrics_file": lambda value: MONITORING["metrics_file"](_path(value)),
+    "metrics_file": lambda value: MONITORING["metrics_file"](_local_file(value)),
     **{name: _text_that(MONITORING[name]) for name in ("ping", "webhook", "sns_topic")},
 }
 """Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""

@@ -38,7 +38,7 @@ class StopSignal:
     it. `hurry` limits stopping the model to a few seconds; its caller also cancels the run.
 
     Attributes:
-        reserve_s: seconds that what follows the run needs of the time limit, of which it gets at most a tenth.
+        reserve_s: seconds of the time limit to reserve for work after the run; at most a tenth of the limit.
         on_abandoned: returns the message for a process that exits before the run ends: how the model is stopped.
     """
 
@@ -85,7 +85,7 @@ class StopSignal:
 
     @property
     def reserved_s(self) -> float:
-        """Seconds of the time limit that `ends_at` leaves to what follows the run."""
+        """Seconds at the end of the time limit that `ends_at` reserves for work after the run."""
         return min(self.reserve_s, _MAX_RESERVE * self._limit_s)
 
     def ends_at(self, share: float) -> float:

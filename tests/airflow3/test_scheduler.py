@@ -60,7 +60,7 @@ def begin(airflow: Airflow, name: str) -> tuple[DagRun, Path, Processes]:
 
 
 def test_the_nightly_dag(airflow: Airflow, webhook: Webhook) -> None:
-    """Of the first night, only the comparison fails."""
+    """In the first night, only the comparison fails."""
     first = airflow.trigger("batchcl_nightly", "manual__first")
     assert first.wait() == "failed"
     assert first.states() == {"score": "success", "compare": "failed", "report": "success", "notify": "success"}
@@ -194,7 +194,7 @@ def test_a_retry_takes_over_from_a_lost_worker(airflow: Airflow) -> None:
 
 
 def test_a_retry_follows_the_run_of_a_lost_supervisor(airflow: Airflow) -> None:
-    """The task runner, which nobody supervises any more, does not end the run."""
+    """The task runner, which has lost its supervisor, does not end the run."""
     run, root, found = begin(airflow, "orphaned")
     os.kill(found.supervisor, signal.SIGKILL)
     wait_for(lambda: run.task("score")["try_number"] == 2, 120)

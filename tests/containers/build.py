@@ -28,7 +28,7 @@ class Instruction(NamedTuple):
 
 
 def stages(dockerfile: Path) -> list[list[Instruction]]:
-    """The instructions of each stage, which begins with its FROM. Instructions before the first one are left out."""
+    """The instructions of each stage, which begins with its FROM, without those before the first stage."""
     text = dockerfile.read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     found: list[list[Instruction]] = []
@@ -65,7 +65,7 @@ def build(target: Path, extras: str) -> None:
 
 
 def _run(text: str, target: Path, folder: str, arguments: Mapping[str, str]) -> None:
-    """Run a command on this machine's files; what it writes goes to `target/files`."""
+    """Run a command on the host's files; what it writes goes to `target/files`."""
     root = target / "root"
     script = [
         f"mount -t overlay -o lowerdir=/,upperdir={target}/files,workdir={target}/work none {root}",

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc")
-"""What an image of an operating system has, of those that exist here."""
+"""Directories of an operating system's image, of which those that exist are used."""
 
 DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 
@@ -32,7 +32,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """Directories of this machine that the container sees read-only, at these paths, and the command's folder."""
+    """Directories of the host that the container sees read-only, at these paths, and the command's folder."""
 
     directories: Mapping[str, Path]
     bin: str
@@ -59,20 +59,20 @@ class Image:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A control group with a limit of memory."""
+    """A control group with a memory limit."""
 
     folder: Path
 
     @property
     def peak_bytes(self) -> int:
-        """The most that it has used, with the page cache."""
+        """Peak memory in bytes, including the page cache."""
         names = ("memory.max_usage_in_bytes", "memory.peak")
         return int(next(self.folder / name for name in names if (self.folder / name).exists()).read_text())
 
 
 @contextmanager
 def memory_limit(limit_bytes: int) -> Iterator[MemoryLimit]:
-    """Skips the test if the kernel, or what this machine runs in, has no such limits."""
+    """Skips the test if the kernel or the host's own container has no such limits."""
     parent = _GROUPS / "memory" if (_GROUPS / "memory").is_dir() else _GROUPS
     folder = parent / f"batchcl-{uuid.uuid4().hex[:8]}"
     name = "memory.limit_in_bytes" if parent != _GROUPS else "memory.max"
@@ -178,7 +178,7 @@ def container(
 
 
 def skip_without_namespaces() -> None:
-    """Skip the test if this machine does not allow what an engine does."""
+    """Skip the test if the host does not allow what a container engine does."""
     command = ["unshare", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -186,7 +186,7 @@ def skip_without_namespaces() -> None:
 
 
 def _mounts(root: Path, read_only: Mapping[str, Path], writable: Mapping[str, Path]) -> list[str]:
-    """The commands that put a root file system together: a tmpfs with bind mounts, read-only at the end."""
+    """The commands that create a root file system: a tmpfs with bind mounts, read-only at the end."""
     system = {path: Path(path) for path in SYSTEM if Path(path).is_dir() and not Path(path).is_symlink()}
     links = {path: os.readlink(path) for path in SYSTEM if Path(path).is_symlink()}
     inner = {path: source for path, source in read_only.items() if not path.startswith(SYSTEM)}

@@ -1,4 +1,4 @@
-"""What containers demand of the program, in namespaces: see container.py.
+"""The program as a container runs it, in Linux namespaces: see container.py.
 
 The user is unknown, the root file system is read-only without a temporary directory, and there is no HOME. The process
 is PID 1, memory is limited to 256 MB, and SIGTERM is followed by SIGKILL after 30 s.
@@ -23,7 +23,7 @@ IMAGES: Final = int(os.environ.get("BATCHCL_CONTAINER_IMAGES", "2000"))
 """200,000 in `make containers`."""
 
 IS_BUILT: Final = "BATCHCL_CONTAINER_IMAGE" in os.environ
-"""Whether the image is that of `make containers`; otherwise, a choice of the cases is enough."""
+"""Whether the image is that of `make containers`; otherwise, a selection of the cases is run."""
 
 LIMIT_MB: Final = 256
 STOPPED: Final = 4

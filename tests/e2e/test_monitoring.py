@@ -81,7 +81,7 @@ def test_a_refused_run_and_a_refused_retry_are_reported(cli, demo, env, receiver
     assert "/check/5" in [path.partition("?")[0] for path in receiver.paths]
 
 
-def test_a_back_end_that_fails_changes_neither_result_nor_exit_code(cli, demo, env, receiver, tmp_path):
+def test_a_failing_back_end_changes_neither_result_nor_exit_code(cli, demo, env, receiver, tmp_path):
     receiver.statuses = [400, 400, 400]
     targets = ("--ping", f"{receiver.url}/secret", "--webhook", f"{receiver.url}/secret")
     job = ("--model", demo.arn, "--out", tmp_path / "out", "--limit", 5)

@@ -154,6 +154,19 @@ def test_status_watch_shows_a_run_and_exits_by_its_result(cli, job, env, out, cl
     assert (unknown.code, unknown.out) == (5, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--interval", "5"), "--interval needs --watch; add it"),
+        (("--watch", "--interval", "inf"), "invalid value for '--interval'"),
+    ],
+)
+def test_an_interval_is_that_of_a_watch_and_bounded(cli, out, words, text):
+    refused = cli("status", out.root, *words)
+    assert (refused.code, refused.out) == (2, "")
+    assert text in refused.err
+
+
 def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, out, demo):
     assert cli(*job, env=env).code == 0
     refused = cli(*job, "--min-confidence", 10, "--limit", 3, env=env)

@@ -203,6 +203,13 @@ def test_a_dry_run_sends_no_alarm(cli, cloud, receiver):
     assert (done.code, received) == (3, [])
 
 
+def test_an_invalid_variable_of_an_alarm_is_named(cli):
+    env = {"BATCHCL_ALARM_WEBHOOK": "nonsense-secret"}
+    refused = cli("model", "reap", "--alarm", env=env)
+    assert refused.code == 2
+    assert "BATCHCL_ALARM_WEBHOOK: expected a URL" in refused.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

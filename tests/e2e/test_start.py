@@ -5,15 +5,49 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 
 import pytest
 
 from batchcl.cli.commands import COMMANDS
-from servers import aws_env
+from servers import aws_env, client, make_bucket
 
 AWS = {"aioboto3", "aiobotocore", "aiohttp", "boto3", "botocore"}
 TABLES = {"numpy", "obstore", "polars", "pyarrow"}
+LATER = (
+    "airflow",
+    "analysis",
+    "aws.datasets",
+    "aws.projects",
+    "cli.detect",
+    "cli.model",
+    "cli.output",
+    "diagnosis",
+    "emulator",
+    "extras",
+    "imaging",
+    "lifetime.reaper",
+    "lifetime.scheduled_stop",
+    "loaders.fitting",
+    "loaders.s3_objects",
+    "monitoring.http",
+    "monitoring.otel",
+    "monitoring.sns",
+    "monitoring.textfile",
+    "report",
+    "runs.admission",
+    "runs.incremental",
+    "runs.published",
+    "runs.recovery",
+    "runs.status",
+    "scoring.preprocessing",
+    "scoring.retry",
+    "spellings",
+    "workflow",
+)
+"""Modules that a run without the options that need them has not loaded at its first call."""
+
 EXTRAS = {"PIL", "altair", "jinja2", "numpy", "scipy", "sklearn", "threadpoolctl", "vl_convert"}
 
 MODULES = """
@@ -79,10 +113,24 @@ def test_completion_of_a_name_loads_only_that_command(clean_env):
     assert "batchcl.cli.model'" not in done.stderr
 
 
-def test_a_run_loads_no_extra_before_its_first_call(demo, service, clean_env, tmp_path):
+def test_a_run_loads_only_what_its_first_call_needs(demo, service, clean_env, tmp_path):
     words = ("run", str(demo.data.images), "--model", demo.arn, "--out", str(tmp_path / "out"), "--limit", "1")
     loaded = modules_of(clean_env | aws_env(service), *words, before=AT_THE_FIRST_CALL)
-    assert packages(loaded).isdisjoint((EXTRAS | {"duckdb", "moto", "pygments", "yaml"}) - {"numpy"})
-    others = ("analysis", "emulator", "workflow", "cli.model", "cli.detect", "cli.output")
-    assert not {name for name in loaded if name.startswith(tuple(f"batchcl.{other}" for other in others))}
-    assert not loaded & {"pyarrow.dataset", "pyarrow.orc"}
+    unneeded = EXTRAS | {"duckdb", "moto", "polars", "pygments", "yaml"}
+    assert packages(loaded).isdisjoint(unneeded - {"numpy"})  # which pyarrow imports if it is installed
+    assert not loaded & {"pyarrow.acero", "pyarrow.compute", "pyarrow.dataset", "pyarrow.orc"}
+    ours = {name for name in loaded if name.startswith("batchcl.")}
+    assert not {name for name in ours if name.startswith(tuple(f"batchcl.{each}" for each in LATER))}
+    sources = {name.removeprefix("batchcl.sources.") for name in ours if name.startswith("batchcl.sources.")}
+    assert sources == {"base", "deduplication", "directory", "filters", "open", "select"}
+
+
+def test_a_run_of_a_prefix_loads_no_list_formats(demo, service, seaweed, clean_env, tmp_path):
+    s3, bucket = client("s3", seaweed), f"b-{uuid.uuid4().hex[:12]}"
+    make_bucket(s3, bucket)
+    s3.put_object(Bucket=bucket, Key="in/1.jpg", Body=(demo.data.images / "00001.jpg").read_bytes())
+    words = ("run", f"s3://{bucket}/in/", "--model", demo.arn, "--out", str(tmp_path / "out"))
+    loaded = modules_of(clean_env | aws_env(service, seaweed), *words, before=AT_THE_FIRST_CALL)
+    assert packages(loaded).isdisjoint({"polars"})
+    sources = {name.removeprefix("batchcl.sources.") for name in loaded if name.startswith("batchcl.sources.")}
+    assert sources == {"base", "deduplication", "filters", "open", "s3_prefix", "select"}

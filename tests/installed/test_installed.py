@@ -90,7 +90,7 @@ def test_every_command_works_or_names_its_extra(installer, extra, archives, give
 
 @pytest.mark.parametrize("installer", INSTALLERS)
 def test_the_printed_command_adds_the_extra(installer, archives, given, clean_env, tmp_path):
-    """It starts from the sdist with an extra, which stays."""
+    """The first installation is the sdist with an extra, which is kept."""
     names, env = given
     installation = install(installer, archives["sdist"], "analysis", tmp_path, clean_env)
     more = {name: value for name, value in env.items() if name != "PATH"}

@@ -200,7 +200,7 @@ def test_a_killed_holder_is_replaced_after_45_s():
     assert "holder-silent" in second.kinds
 
 
-def test_a_holder_that_is_stopped_is_replaced_at_the_next_look():
+def test_a_holder_that_is_stopped_is_replaced_at_the_next_read():
     world = night()
     holder, second = Process(world, signal_s=50.0), waiter(world)
     play(holder, second)
@@ -246,7 +246,7 @@ def test_a_holder_that_returns_in_time_is_left_alone():
     assert second.kinds[-4:-1] == ["holder-silent", "holder-alive", "holder-ended"]
 
 
-def test_of_two_waiters_one_takes_over_and_the_other_waits_on():
+def test_of_two_waiters_one_takes_over_and_the_other_waits():
     world = night()
     two = [waiter(world, 15.0), waiter(world, 16.5)]
     play(Process(world, faults=killed()), *two)
@@ -256,7 +256,7 @@ def test_of_two_waiters_one_takes_over_and_the_other_waits_on():
     assert max(world.service.calls.values()) <= 2, "once by the killed holder, once by its successor"
 
 
-def test_a_waiter_whose_holder_took_over_from_a_dead_one_is_killed_too():
+def test_a_waiter_takes_over_from_a_holder_that_took_over_itself():
     world = night()
     two = [waiter(world, 15.0, faults=killed(20)), waiter(world, 20.0)]
     play(Process(world, faults=killed()), *two)
@@ -302,7 +302,7 @@ def failing(since_s: float, until_s: float) -> FaultInjector:
     return FaultInjector(failing=lambda: since_s <= anyio.current_time() < until_s)
 
 
-def test_an_outage_of_the_store_is_no_sign_of_death():
+def test_an_outage_of_the_store_is_not_taken_for_a_death():
     """It doesn't count for the 45 s: the holder can't write its heartbeats either."""
     world = night()
     world.service, world.max_in_flight = Service(latency_s=lambda _: 120.0), IMAGES

@@ -1,4 +1,4 @@
-"""Monitoring changes neither the rows nor the result of a run nor the time of its stop, whatever its back ends do."""
+"""Monitoring changes neither the rows of a run nor its result nor the time of its end, whatever its back ends do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def watching(
 
 
 def is_working(sender: Sender) -> bool:
-    """Whether its thread has something left to do: it neither waits nor has ended."""
+    """Whether its thread still has work: it is neither waiting nor has it ended."""
     with sender._changed:
         is_waiting = bool(sender._changed._waiters)  # type: ignore[attr-defined]
         return not sender.has_ended and (bool(sender._queue) or not is_waiting or sender._is_closing)
@@ -223,7 +223,7 @@ def test_throttling_for_ten_minutes_is_reported_during_the_run():
     assert observer.kinds == ["throttled"]
 
 
-def test_a_run_that_a_second_signal_cancels_ends_with_the_code_of_the_first():
+def test_a_second_signal_keeps_the_exit_code_of_the_first():
     recorder = Recorder()
 
     async def main() -> None:
@@ -246,7 +246,7 @@ def test_a_run_that_a_second_signal_cancels_ends_with_the_code_of_the_first():
     [(None, False, False), (None, True, False), (refused("AccessDeniedException"), False, True)],
     ids=["stopped", "kept", "not stopped"],
 )
-def test_a_model_that_the_run_could_not_stop_is_reported_and_no_other(error, keep, left):
+def test_only_a_model_that_could_not_be_stopped_is_reported(error, keep, left):
     recorder = Recorder()
     models = Models({"cats@v1": "STOPPED"})
 

@@ -8,7 +8,6 @@ from typing import Any
 import anyio
 import pytest
 
-from batchcl.arns import ModelArn
 from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.job import Job
@@ -262,7 +261,8 @@ def test_the_report_has_the_rate_its_interval_and_estimates():
         assert (found.rate.images, found.rate.units, found.rate.is_lower_bound) == (300, "1", False)
         assert found.rate.tps_low < 4.0 < found.rate.tps_high
         assert found.rate.tps_high - found.rate.tps_low < 1.0
-        assert (found.left, found.calls_left, found.start_s) == (700, 700, pytest.approx(120, abs=3))
+        assert (found.left, found.calls_left) == (700, 700)
+        assert found.start_s == pytest.approx(120, abs=3)
         one, two, *_, five = found.estimates
         assert [each.units for each in found.estimates] == [1, 2, 3, 4, 5]
         assert (two.is_requested, one.is_requested) == (True, False)
@@ -286,6 +286,5 @@ def test_a_model_that_was_running_has_no_cost():
         found = await report(both)
         assert (found.cost_usd, both.status) == (None, "RUNNING")
         assert found.rate is not None
-        assert ModelArn.parse(found.model).name == "birds@v1"
 
     run_simulation(main)

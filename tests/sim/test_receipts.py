@@ -90,7 +90,8 @@ def test_a_crash_and_a_resume(pause_s: float) -> None:
         assert isinstance(summary, Summary)
         await assert_billed(world)
         assert summary.billed_s["idle"] >= pause_s
-        assert len(summary.sessions) == 2
+        _, second = summary.sessions
+        assert second.billed_s["scoring"] > 100
 
     run_simulation(main)
 
@@ -155,7 +156,7 @@ def test_a_session_with_nothing_to_score_counts_the_left_model() -> None:
     run_simulation(main)
 
 
-@pytest.mark.parametrize("wakes_s", [100.0, 700.0, 2500.0])
+@pytest.mark.parametrize("wakes_s", [200.0, 700.0, 2500.0])
 def test_a_takeover_while_the_holder_is_suspended(wakes_s: float) -> None:
     """Whether the other process still works, has ended or has been billed for long: no second counts twice."""
 
@@ -180,7 +181,9 @@ def test_a_takeover_while_the_holder_is_suspended(wakes_s: float) -> None:
         assert len(ends) == 2
         assert any(isinstance(end, Summary) for end in ends)
         await assert_billed(world)
-        assert all((each.cost_usd or 0) > 0 for each in await read_sessions(world.store(), RUN))
+        sessions = [each.cost_usd or 0.0 for each in await read_sessions(world.store(), RUN)]
+        assert all(sessions)
+        assert sum(sessions) == pytest.approx(world.metered_usd(), rel=0.01)
 
     run_simulation(main)
 

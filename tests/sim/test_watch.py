@@ -16,7 +16,7 @@ from sim.test_if_held import IMAGES, Process, failing, killed, night, waiter
 
 
 class Watch:
-    """A watching process: what it has seen, when, and by how many reads."""
+    """A watching process: the states that it yielded, their times, and the number of reads."""
 
     def __init__(self, world: FakeWorld, *, start_s: float = 0.0, run_id: str | None = RUN) -> None:
         self.world = world
@@ -87,7 +87,7 @@ def test_the_silence_and_the_death_of_a_process_are_shown():
     assert watch.seen[-1].silent_s == pytest.approx(watch.ended_s - last_heartbeat_s, abs=11)
     assert 45 + 60 <= watch.ended_s - last_heartbeat_s <= 45 + 60 + 30
     assert watch.observer.kinds[-2:] == ["holder-silent", "holder-dead"]
-    assert any("no heartbeat of process" in each.text for each in watch.observer.notices)
+    assert any("no heartbeat from process" in each.text for each in watch.observer.notices)
 
 
 def test_a_takeover_is_followed():

@@ -1,4 +1,4 @@
-"""The operators without Airflow: a small `airflow.sdk` takes its place, and shell scripts that of `batchcl`.
+"""The operators without Airflow: a small `airflow.sdk` replaces Airflow, and shell scripts replace `batchcl`.
 
 `make airflow` tests them in a real one.
 """

@@ -187,6 +187,13 @@ def test_an_unknown_key_is_refused_with_the_most_similar_one(tmp_path: Path) -> 
         ("start_model", "x"),
         ("keep_model", "perhaps"),
         ("skip_bad_lines", 3),
+        ("sources", ("a\udcff/",)),  # bytes of the command line that are not UTF-8
+        ("report", "a\udcff.html"),
+        ("metrics_file", "a\udcff.prom"),
+        ("include", ("a\udcff*",)),
+        ("report", ""),
+        ("metrics_file", ""),
+        ("metrics_file", "s3://tables/nightly.prom"),
     ],
 )
 def test_each_bad_value_is_reported_with_its_flag(key: str, value: object) -> None:
@@ -196,6 +203,14 @@ def test_each_bad_value_is_reported_with_its_flag(key: str, value: object) -> No
     flag = "SOURCE" if key == "sources" else f"--{key.replace('_', '-')}"
     assert str(caught.value).startswith(f"{flag} {shown}")
     assert "\n" not in str(caught.value)
+    assert "\udcff" not in str(caught.value), "it could not be logged as JSON"
+
+
+@pytest.mark.parametrize("key", ["report", "metrics_file"])
+@pytest.mark.parametrize("value", ["", "s3://tables/file"])
+def test_a_local_file_is_asked_for_as_such(key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"^--{key.replace('_', '-')} '{value}': expected a local file$"):
+        load_job(flags=BASE | {key: value})
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,14 @@ def test_without_lists_there_is_nothing_to_add_up_to() -> None:
 def test_a_bill_is_one_line_with_the_longest_use_first() -> None:
     used = {"start": 12.0, "scoring": 2286.0, "throttled": 72.0, "idle": 30.0, "tail": 84.0, "stop": 36.0}
     at = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
-    counts = {"scored": 1, "failed": 0, "skipped": 0, "calls": 1, "throttled": 0}
     summary = Summary(
         run_id="r",
         status="done",
-        **counts,
+        scored=1,
+        failed=0,
+        skipped=0,
+        calls=1,
+        throttled=0,
         seconds=2400.0,
         images_per_second=1.0,
         out="out",

@@ -24,10 +24,10 @@ _SPANS: Final = ((_DAY_S, 60), (15 * _DAY_S, 300), (455 * _DAY_S, 3600))
 """Seconds to look back, and the period of a data point, which CloudWatch keeps for that long."""
 
 _GAP_S: Final = 300
-"""Data points that are further apart, and more than two periods, are of two starts; a start takes minutes."""
+"""A gap between data points of more than this, and of more than two periods, separates two starts of the model."""
 
 _LATEST_S: Final = 1800
-"""Older data points are of an earlier start: CloudWatch has a metric within a few minutes."""
+"""Data points that are older belong to an earlier start: CloudWatch has a metric within a few minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

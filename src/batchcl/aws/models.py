@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from batchcl.arns import ModelArn, ProjectArn
-from batchcl.aws.datasets import S3Location
 from batchcl.aws.errors import translate_errors
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, LONG_PAUSES_S, wait_until
 from batchcl.errors import ModelError, UsageError
 from batchcl.quantities import Units
+
+if TYPE_CHECKING:
+    from batchcl.aws.datasets import S3Location
 
 __all__ = [
     "IN_USE",

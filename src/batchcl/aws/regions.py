@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RegionSkip(StrEnum):
-    """Why nothing is known about a region."""
+    """Why a region was skipped."""
 
     NOT_ENABLED = "not enabled"
     """It refuses the credentials that other regions accept: it was not enabled for the account."""
@@ -30,7 +30,7 @@ class RegionSkip(StrEnum):
     UNREACHABLE = "unreachable"
     """It did not respond, or is overloaded; the same call may succeed later."""
     REFUSED = "refused"
-    """It refuses for another reason, for example because it has no Custom Labels."""
+    """It refuses for another reason, such as a region without Custom Labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ COMMANDS: Final = {
 
 
 class _Commands(MutableMapping[str, Any]):
-    """`COMMANDS`, each of which is loaded when it is looked up."""
+    """The commands by name; each is imported when it is looked up."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
@@ -144,10 +144,10 @@ def _load(name: str, target: str) -> Any:
 
 
 def _keep_examples(command: Any) -> None:
-    """Let each example of `command`, and of the commands in it, be a line of its own that is not wrapped."""
+    """Put each example of `command`, and of the commands in it, on one line that is not wrapped."""
     if command.help:
         text = _BETWEEN_EXAMPLES.sub("\n", command.help)
-        command.help = text.replace("\n\nExamples:\n", "\n\n\b\nExamples:\n")  # \b: as it stands
+        command.help = text.replace("\n\nExamples:\n", "\n\n\b\nExamples:\n")  # \b: not wrapped
     for each in getattr(command, "commands", {}).values():
         _keep_examples(each)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from batchcl.errors import UsageError
-from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
@@ -126,6 +125,8 @@ def _settings(model: str | None, *, state: Path | None, profile: str | None, reg
 def check_emulator(*, emulator: bool) -> None:
     """Raise `UsageError` if the packages of the extra `emulator` are needed and not installed."""
     if emulator:
+        from batchcl.extras import require_extra
+
         require_extra("emulator", "--emulator")
 
 

@@ -13,6 +13,7 @@ from batchcl.cli.model_versions import Name, Timeout, emit_model
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.service import AllRegions, InterruptMessage, report_skipped, report_state, with_service
 from batchcl.cli.streams import write_line
+from batchcl.prices import unit_hour_usd
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, RegionOutcome, RunningModel, RunningModels, WorkflowClients
@@ -172,7 +173,7 @@ def start(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Start a model. It costs $4 per inference unit and hour while it is RUNNING.
+    """Start a model. It costs $4 (BATCHCL_UNIT_HOUR_USD) per inference unit and hour while it is RUNNING.
 
     Examples:
 
@@ -191,7 +192,8 @@ def start(
         arn = await workflow.find_model(service.rekognition, model)
         reaped = "" if seconds is None else f", or let `batchcl model reap` stop it after {for_}"
         afterwards.is_(
-            f"{arn.name} may be starting in AWS; while RUNNING it costs ${4 * wanted.minimum:.2f} an hour or more. "
+            f"{arn.name} may be starting in AWS; while RUNNING it costs "
+            f"${unit_hour_usd() * wanted.minimum:.2f} an hour or more. "
             f"Stop it with `batchcl model stop {arn.name}`{reaped}",
             unless_refused=True,
         )
@@ -215,7 +217,8 @@ def start(
         if not wait:
             return await workflow.describe(service.rekognition, arn)
         afterwards.is_(
-            f"{arn.name} is still starting in AWS; while RUNNING it costs ${4 * wanted.minimum:.2f} an hour or more. "
+            f"{arn.name} is still starting in AWS; while RUNNING it costs "
+            f"${unit_hour_usd() * wanted.minimum:.2f} an hour or more. "
             f"Stop it with `batchcl model stop {arn.name}`{reaped}"
         )
         passing = {"STARTING", "STOPPED", "TRAINING_COMPLETED", "COPYING_COMPLETED"}

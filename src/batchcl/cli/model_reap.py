@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +40,7 @@ def reap(
         typer.Option(
             "--older-than",
             metavar="1h",
-            help="With --alarm: not those that are STARTING, or have been running for less than this.",
+            help="With --alarm: exclude models that are STARTING or have been running for less than this.",
             show_default=False,
         ),
     ] = None,
@@ -55,9 +54,9 @@ def reap(
     A run tags a model that it starts with a lease and renews it; `model start --for` sets one, too. Call this command
     from cron every few minutes, and no kill -9 or power cut leaves a model running for long.
 
-    With --alarm, models that run without a lease, and so without anything that stops them, are written to stderr and
-    sent to the ping, webhook, SNS topic and metrics file that are given here or in BATCHCL_ALARM_... variables, such as
-    BATCHCL_ALARM_WEBHOOK. Use another ping and metrics file than for runs.
+    With --alarm, models that run without a lease, which nothing stops, are reported on stderr and to the ping, webhook,
+    SNS topic and metrics file that are given here or in BATCHCL_ALARM_... variables, such as BATCHCL_ALARM_WEBHOOK.
+    Don't use the ping and the metrics file of a run.
 
     Exits with 0 if nothing is left to do, with 4 if a model could not be stopped yet or a region did not respond
     (repeat the command), and with 3 if --alarm found a model without a lease.
@@ -76,7 +75,7 @@ def reap(
     from batchcl.quantities import parse_duration
 
     if not alarm and (older_than is not None or flags(options)):
-        raise UsageError("--older-than, and where to send alarms, need --alarm; add it")
+        raise UsageError("--older-than and the options that send alarms need --alarm; add it")
     older_than_s = 0.0 if older_than is None else parse_duration(older_than)
     targets = _targets(options) if alarm else Targets()
 
@@ -113,11 +112,12 @@ def reap(
 
 
 def _targets(options: dict[str, Any]) -> Targets:
-    """Where alarms go, by the flags, else by variables of their own, as the ping of runs must not receive alarms."""
-    from batchcl.monitoring import Targets
+    """The back ends of alarms, by the flags, else by their own variables: the ping of runs must not receive alarms."""
+    from batchcl.monitoring import Targets, environment
 
-    variables = {name: os.environ.get(f"BATCHCL_ALARM_{name.upper()}") or None for name in _TARGETS}
-    return Targets.read(variables | flags(options))
+    given = flags(options)
+    variables = environment(without={"otel", *given}, variable=lambda name: f"BATCHCL_ALARM_{name.upper()}")
+    return Targets.read(variables | given)
 
 
 def _show(

@@ -49,7 +49,9 @@ class LivePanel:
             for encoding in (sys.stderr.encoding or "", locale.getencoding())
         )
 
-    def show(self, snapshot: Snapshot, *, note: str = "", status_for_s: float | None = None) -> None:
+    def show(
+        self, snapshot: Snapshot, *, note: str = "", is_minor: bool = False, status_for_s: float | None = None
+    ) -> None:
         """Replace the panel; see `render`."""
         if not _is_in_foreground():
             streams.set_footer("")
@@ -60,6 +62,7 @@ class LivePanel:
             width=columns - 1,  # the cursor of some terminals wraps after the last column
             rows=rows,
             note=note,
+            is_minor=is_minor,
             status_for_s=status_for_s,
             ascii_only=self._is_ascii,
         )
@@ -86,24 +89,26 @@ def render(
     width: int,
     rows: int = 24,
     note: str = "",
+    is_minor: bool = False,
     status_for_s: float | None = None,
     ascii_only: bool = False,
 ) -> Text:
     """The panel: three lines without a line end at the last one, or one line on a small terminal.
 
-    No line is wider than `width`: the least important parts are left out. Control characters are escaped.
+    No line is wider than `width`: the least important parts are omitted. Control characters are escaped.
 
     Args:
         now: what to show.
         width: columns that may be used.
         rows: of the terminal.
-        note: an own last line about a wait or the end of the run; replaces most counters if there is one line only.
+        note: a last line about a wait or the end of the run; in a panel of one line, it replaces most counters.
+        is_minor: the counters are more important than the note; it is left out if there is one line only.
         status_for_s: seconds since the model has had its status; None if unknown.
-        ascii_only: without characters that need UTF-8.
+        ascii_only: use no characters that need UTF-8.
     """
     width = max(1, min(width, _MAX_WIDTH))
     if width < _PANEL_WIDTH - 1 or rows < _PANEL_ROWS:
-        lines = [_one_line(now, width, note=note, status_for_s=status_for_s)]
+        lines = [_one_line(now, width, note="" if is_minor else note, status_for_s=status_for_s)]
     else:
         lines = [_progress(now, width, ascii_only=ascii_only), _fit(_calls(now), width)]
         if model := _model(now, status_for_s):
@@ -142,19 +147,19 @@ def _progress(now: Snapshot, width: int, *, ascii_only: bool) -> Text:
     if percent is None:
         return _fit([(1, f"{_count(now)} images", ""), (2, "listing", "cyan"), (3, _eta(now), "")], width)
     text = _fit([(2, f"{percent:3}%", "bold"), (1, f"{_count(now)} images", ""), (3, _eta(now), "")], width)
-    room = width - text.cell_len - 1
-    if room < _MIN_BAR:
+    bar_width = width - text.cell_len - 1
+    if bar_width < _MIN_BAR:
         return text
-    filled = room * percent // 100
+    filled = bar_width * percent // 100
     whole, rest = ("#", "-") if ascii_only else ("━", "─")
-    return Text.assemble((whole * filled, "green"), (rest * (room - filled), "bright_black"), " ", text)
+    return Text.assemble((whole * filled, "green"), (rest * (bar_width - filled), "bright_black"), " ", text)
 
 
 def _calls(now: Snapshot) -> list[_Part]:
     if not now.calls and not now.done:
         return []
     parts = [(1, rate_text(now.images_per_second), "bold"), (3, _capacity(now), "")]
-    throttled = "yellow" if now.throttled_share >= 0.1 else ""  # noqa: PLR2004 - more than probing causes
+    throttled = "yellow" if now.throttled_share >= 0.1 else ""  # noqa: PLR2004 - more than the search for the capacity causes
     parts += [(4, f"{now.throttled_share:.1%} throttled", throttled), (2, *_failed(now))]
     if now.skipped:
         parts.append((5, f"{now.skipped:,} skipped", ""))
@@ -212,7 +217,7 @@ def _one_line(now: Snapshot, width: int, *, note: str, status_for_s: float | Non
 
 
 def _fit(parts: Sequence[_Part], width: int) -> Text:
-    """The parts in their order, without the least important ones for which there is no room."""
+    """The parts in their order, without the least important ones if they don't fit."""
     kept = list(parts)
     while True:
         line = Text(_GAP).join(Text(text, style) for _, text, style in kept)

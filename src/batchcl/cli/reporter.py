@@ -23,14 +23,17 @@ _DRAW_EVERY_S: Final = 0.25
 _LOG_EVERY_S: Final = 10.0
 _LOG_LESS_AFTER_S: Final = 600.0
 _LOG_LESS_EVERY_S: Final = 60.0
-"""A night of eight hours has 530 lines, which people can still read; JSON lines are for programs and stay regular."""
+"""A night of eight hours then has 530 lines, which people can read; JSON lines are for programs and stay regular."""
 
 _DECIMALS: Final = {"elapsed_s": 1, "eta_s": 1, "images_per_second": 2, "rate_tps": 2, "capacity_tps": 2, "dollars": 4}
 
 _NOTES: Final = frozenset(
     {"drain", "paused", "holder", "holder-alive", "holder-silent", "holder-unknown", "holder-dead", "holder-ended"}
 )
-"""Kinds of notices whose text stays in the panel: why nothing, or something else, is done now."""
+"""Kinds of notices whose text stays in the panel: they explain what the run waits for."""
+
+_MINOR: Final = frozenset({"holder", "holder-alive"})
+"""Notes during which the counters change as usual."""
 
 
 @asynccontextmanager
@@ -83,6 +86,7 @@ class _Live(SilentObserver):
         self._progress: Progress | None = None
         self._is_draining = False
         self._note = ""
+        self._is_minor = False
         self._status: str | None = None
         self._status_since = 0.0
 
@@ -96,7 +100,7 @@ class _Live(SilentObserver):
         if self._is_draining:
             return
         if notice.kind in _NOTES:
-            self._note = notice.text
+            self._note, self._is_minor = notice.text, notice.kind in _MINOR
         elif notice.kind == "resumed":
             self._note = ""
         self._is_draining = notice.kind == "drain"
@@ -109,7 +113,7 @@ class _Live(SilentObserver):
             self._status, self._status_since = snapshot.model_status, now
         if self._is_draining:
             snapshot = replace(snapshot, eta_s=None)  # the images that are left are not scored
-        self._panel.show(snapshot, note=self._note, status_for_s=now - self._status_since)
+        self._panel.show(snapshot, note=self._note, is_minor=self._is_minor, status_for_s=now - self._status_since)
 
     async def handle_suspension(self) -> None:
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
@@ -126,7 +130,7 @@ class _Log(SilentObserver):
     """One line per notice, and one with the counters every ten seconds; text is less frequent in a long run.
 
     Args:
-        is_regular: also after ten minutes.
+        is_regular: every ten seconds also after ten minutes.
     """
 
     every_s = _LOG_EVERY_S

@@ -91,7 +91,8 @@ def retry(
     from batchcl.stop_signal import StopSignal
 
     check_emulator(emulator=emulator)
-    changes, grace = environment() | flags(options), options.get("grace")
+    given, grace = flags(options), options.get("grace")
+    changes = environment(without=given) | given
     try:
         grace_s = GRACE_S if grace is None else grace_seconds(grace)
     except UsageError as error:

@@ -143,7 +143,7 @@ def report_state(thing: _Named) -> None:
 
 
 def report_skipped(skipped: Sequence[SkippedRegion]) -> None:
-    """Write about the regions that were skipped: one line for those that refuse the keys, and one for each other.
+    """Report the skipped regions: one line for all that refuse the keys, and one for each other region.
 
     Raises:
         StoppedError: one of them may respond to the next call.

@@ -77,8 +77,11 @@ def status(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Show the progress until the run ends.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=1, help="With --watch: time between two reads.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--interval", metavar="SECONDS", min=1, max=3600, help="With --watch: time between two reads (default: 10)."
+        ),
+    ] = None,
     json: Json = False,
     profile: Profile = None,
     region: Region = None,
@@ -99,7 +102,11 @@ def status(
     from batchcl.cli.output import emit_object
     from batchcl.errors import UsageError
     from batchcl.runs.layout import valid_run_id
+    from batchcl.runs.lease import HEARTBEAT_S
     from batchcl.runs.status import newest_run, read_run_state
+
+    if interval is not None and not watch:
+        raise UsageError("--interval needs --watch; add it")
 
     async def find(store: Store) -> RunState | None:
         name = await newest_run(store) if run is None else valid_run_id(run)
@@ -110,7 +117,10 @@ def status(
 
     if watch:
         watched = with_store(
-            lambda store: _watch(store, run, every_s=interval, json=json), root, profile=profile, region=region
+            lambda store: _watch(store, run, every_s=interval or HEARTBEAT_S, json=json),
+            root,
+            profile=profile,
+            region=region,
         )
         if json:
             raise typer.Exit(_exit_code(watched))

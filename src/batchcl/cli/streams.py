@@ -64,7 +64,7 @@ def log_as_json(wanted: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, because labels and keys may contain any and a terminal obeys them."""
+    """`text` with control characters escaped: labels and keys may contain them, and a terminal would execute them."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
@@ -86,11 +86,17 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
         import orjson
 
         values = {"time": now, "level": level, "event": event, "message": text} | dict(fields or {})
-        line = orjson.dumps(values, default=str, option=orjson.OPT_UTC_Z).decode()
+        valid = {name: _valid(value) if isinstance(value, str) else value for name, value in values.items()}
+        line = orjson.dumps(valid, default=str, option=orjson.OPT_UTC_Z).decode()
     else:
         line = f"{now:%Y-%m-%dT%H:%M:%SZ} {printable(text)}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def _valid(text: str) -> str:
+    """`text` for JSON: bytes of a file name that are not UTF-8 are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def can_redraw() -> bool:
@@ -103,11 +109,11 @@ def can_redraw() -> bool:
 
 
 def set_footer(text: str) -> None:
-    """Show `text` below everything that is written to stderr, instead of the last footer; an empty one removes it.
+    """Show `text` below everything that is written to stderr, instead of the last footer; an empty text removes it.
 
     stderr must be a terminal; see `can_redraw`. `text` has no line end after its last line, and its lines are narrower
     than the terminal. They may contain colors, but no other escape sequences. The cursor is left at the start of the
-    footer: from there it can be removed whatever the terminal does to its lines when it is resized.
+    footer: from there it can be removed even if the terminal has wrapped its lines after a resize.
     """
     if isinstance(sys.stderr, _Stderr):
         sys.stderr.set_footer(text)
@@ -134,7 +140,7 @@ def _occupy(descriptor: int) -> None:
 
 
 class _Standard(io.TextIOBase):
-    """What the replacements of stdout and stderr share.
+    """Base of the replacements of stdout and stderr.
 
     Args:
         stream: the original; None if it was closed when the process started.

@@ -76,6 +76,7 @@ class Meter:
         self._utcnow = utcnow
         self._use = BilledUse.START
         self._counted_until: float | None = None
+        self._opened_at = self._closed_at = 0.0
         self._seconds: dict[BilledUse, float] = {}
         self._dollars: dict[str, float] = {}
 
@@ -100,21 +101,24 @@ class Meter:
         if self._counted_until is None:
             self._usd_per_second = usd_per_second
             now = self._clock()
-            self._counted_until = now - max(0.0, ago_s)
+            self._counted_until = self._opened_at = now - max(0.0, ago_s)
             self._count({use: 1.0}, until=now)
 
     def close(self, *, ago_s: float = 0.0) -> None:
         """Stop billing.
 
         Args:
-            ago_s: seconds since billing has ended; if they were attributed already, they are removed.
+            ago_s: seconds since billing has ended. If they were attributed since the meter was opened last, they are
+                removed, also if it is closed already.
         """
-        if self._counted_until is None:
-            return
         until = self._clock() - max(0.0, ago_s)
         self._count({self._use: 1.0}, until=until)
-        self._remove(self._counted_until - until)
+        ended = self._closed_at if self._counted_until is None else self._counted_until
         self._counted_until = None
+        excess_s = min(ended - max(until, self._opened_at), sum(self._seconds.values()))
+        self._closed_at = ended - max(0.0, excess_s)
+        if excess_s > 0:
+            self._remove(excess_s, ended_ago_s=self._clock() - ended)
 
     def enter(self, use: BilledUse) -> None:
         """Attribute the time so far to the current use, and the time from now on to `use`."""
@@ -145,13 +149,9 @@ class Meter:
         self._add_dollars(self._dollars, elapsed_s, ended_ago_s=self._clock() - until)
         self._counted_until = until
 
-    def _remove(self, excess_s: float) -> None:
+    def _remove(self, excess_s: float, *, ended_ago_s: float) -> None:
         """Remove the last `excess_s` seconds that were counted: from the current use, then from others."""
-        assert self._counted_until is not None
-        excess_s = min(excess_s, sum(self._seconds.values()))
-        if excess_s <= 0:
-            return
-        self._add_dollars(self._dollars, excess_s, ended_ago_s=self._clock() - self._counted_until, sign=-1)
+        self._add_dollars(self._dollars, excess_s, ended_ago_s=ended_ago_s, sign=-1)
         for use in (self._use, *sorted(self._seconds, key=self._seconds.__getitem__, reverse=True)):
             removed_s = min(excess_s, self._seconds.get(use, 0.0))
             if removed_s > 0:

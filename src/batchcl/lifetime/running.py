@@ -51,7 +51,7 @@ class RunningModel:
         since_source: where `since` is from.
         age_s: seconds since then.
         cost_usd: dollars since then. By the lease, a maximum; None if the age or the units are unknown.
-        note: why something is unknown; empty if nothing is, or nothing can be done about it.
+        note: why the age or the cost is unknown, if a request failed; else empty.
     """
 
     model: str
@@ -71,7 +71,7 @@ class RunningModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningModels:
-    """The running models, and the regions about which nothing is known.
+    """The running models, and the regions that could not be read.
 
     Attributes:
         models: by region, and within it in the service's order.
@@ -90,8 +90,8 @@ async def running_models(
     """The models that are RUNNING or STARTING, with their leases, ages and costs; nothing is changed.
 
     Args:
-        all_regions: look in all regions with Rekognition, instead of the session's only.
-        project: name or ARN of the only project to look at.
+        all_regions: all regions with Rekognition, instead of the session's only.
+        project: name or ARN; only models of this project.
         aws: the session; default: made from the environment.
 
     Raises:

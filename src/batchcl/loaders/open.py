@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio
 
 from batchcl.aws.session import Aws
 from batchcl.images import MAX_BYTES_INLINE, ImageReader, ImageRef
 from batchcl.loaders.files import FileReader
-from batchcl.loaders.s3_objects import ObjectReader
+
+if TYPE_CHECKING:
+    from batchcl.loaders.s3_objects import ObjectReader
 
 __all__ = ["open_reader"]
 
@@ -41,6 +44,8 @@ class _InlineReader:
         return await (reader or await self._open(region)).read(image)
 
     async def _open(self, region: str) -> ObjectReader:
+        from batchcl.loaders.s3_objects import ObjectReader
+
         async with self._lock:
             if region not in self._objects:
                 client = self._aws.s3(region=region, connections=self._connections)

@@ -22,7 +22,6 @@ from batchcl.concurrency import gather
 from batchcl.errors import CallError, CredentialsError, RefusedError
 from batchcl.images import ImageReader, ImageRef, check_limits
 from batchcl.loaders.open import open_reader
-from batchcl.spellings import spellings
 
 __all__ = [
     "HEAD_BYTES",
@@ -122,7 +121,12 @@ async def _probe_member(reader: ImageReader, image: ImageRef) -> ProbeResult:
 
 async def spelling_hint(aws: Aws, results: Sequence[ProbeResult], *, region: str) -> str:
     """A hint if missing images exist under another spelling of their names; else an empty string."""
-    for result in [each for each in results if each.is_missing or each.is_denied][:_MAX_SPELLING_CHECKS]:
+    missing = [each for each in results if each.is_missing or each.is_denied][:_MAX_SPELLING_CHECKS]
+    if not missing:
+        return ""
+    from batchcl.spellings import spellings
+
+    for result in missing:
         image = result.image
         if image.member is not None:
             continue

@@ -15,7 +15,7 @@ __all__ = ["open_back_ends"]
 
 
 def open_back_ends(targets: Targets, *, session: Callable[[], Aws], with_otel: bool = True) -> Iterator[BackEnd]:
-    """Open the back ends of `targets`; sends nothing. `session` returns that for the SNS topic."""
+    """Open the back ends of `targets`; sends nothing. `session` returns the AWS session for the SNS topic."""
     if targets.metrics_file is not None:
         from batchcl.monitoring.textfile import MetricsFile
 

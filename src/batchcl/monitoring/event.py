@@ -30,7 +30,7 @@ class Event:
     Attributes:
         kind: stable name, such as `models-without-lease`.
         text: one readable line.
-        severity: an `info` is not sent to the webhook and the SNS topic.
+        severity: `info` is not sent to the webhook and the SNS topic.
         exit_code: for the ping, and for the metrics file: 0 is a success.
         fields: JSON values for the document.
         gauges: values for the metrics file, by metric, such as `batchcl_models_without_lease`.

@@ -32,7 +32,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """The value of a histogram: not cumulative counts by bucket, of which the last is unbounded, and the sum."""
+    """The value of a histogram: counts by bucket, not cumulative and with an unbounded last bucket, and the sum."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -79,7 +79,7 @@ METRICS: Final = {
             "batchcl.calls.throttled",
             "counter",
             "{call}",
-            "Calls refused for capacity.",
+            "Calls that were throttled.",
         ),
         Metric("batchcl_calls_in_flight", "batchcl.calls.in_flight", "gauge", "{call}", "Calls without a response."),
         Metric(
@@ -111,7 +111,7 @@ METRICS: Final = {
             "batchcl.model.state",
             "gauge",
             "1",
-            "1 for the state in which the model was last described, else 0.",
+            "1 for the last known state of the model, else 0.",
             ("state",),
         ),
         Metric(
@@ -126,7 +126,7 @@ METRICS: Final = {
             "batchcl.model.left_running",
             "gauge",
             "1",
-            "1 if the run started the model and ended without stopping it, else 0.",
+            "1 if the run could not stop the model that it had started, else 0.",
         ),
         Metric("batchcl_run_in_progress", None, "gauge", "1", "1 during a run, 0 after it."),
         Metric(
@@ -154,7 +154,7 @@ METRICS: Final = {
             None,
             "gauge",
             "{model}",
-            "Running models that no run or lease accounts for.",
+            "Running models without a lease.",
         ),
     )
 }

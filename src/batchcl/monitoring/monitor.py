@@ -38,12 +38,12 @@ _MAX_LINES: Final = 100
 _MAX_LINE: Final = 500
 _CHECK_EVERY_S: Final = 60.0
 _RESERVE_S: Final = FLUSH_S + 0.5
-"""Kept of the grace for flushing and for the exit of the process."""
+"""Reserved from the grace period, in seconds, for flushing and for the exit of the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNames:
-    """What identifies a run; the run id and the model's ARN are found out during the run."""
+    """What identifies a run; the run id and the model's ARN may become known during the run."""
 
     root: str
     run_id: str | None = None
@@ -71,7 +71,7 @@ class Monitor:
         utcnow: returns the current time.
 
     Attributes:
-        summary: set when the run has one; without it, the end is that of the exception.
+        summary: of the run, set when it has one.
     """
 
     def __init__(self, observer: Observer, names: RunNames, *, utcnow: Callable[[], dt.datetime]) -> None:
@@ -159,8 +159,8 @@ class Monitor:
         """Report the end of the run, and wait until the back ends have sent everything, for at most `max_s` seconds.
 
         Args:
-            error: that ended the run; None if it has a summary.
-            model_left: what is said about a model that the run leaves running; empty if it leaves none.
+            error: what ended the run; None if it has a summary.
+            model_left: how a model that the run leaves running will be stopped; empty if it leaves none.
             max_s: for all back ends together.
         """
         summary = getattr(error, "summary", None) if error is not None else self.summary
@@ -218,7 +218,7 @@ class Monitor:
         return {"run_id": self._names.run_id, "root": self._names.root, "model": self._names.model}
 
     def _counters(self) -> dict[str, Any]:
-        """The counters of documents so far."""
+        """The current counters, for documents."""
         if self._progress is None:
             return {}
         now = self._progress.snapshot(anyio.current_time())
@@ -267,18 +267,19 @@ async def monitored(
 
     The back ends of `targets` work in threads of their own. Nothing that they do is awaited during the run, and their
     failures are notices, one for each back end. At the end, what is left is sent within two seconds, which
-    `stop_signal` keeps of the grace. An exception of the block is its end, and passes.
+    `stop_signal` reserves from the grace period. An exception of the block is reported as the end of the run, and
+    raised.
 
     Args:
         targets: the back ends.
         observer: the run's own observer; must not raise.
-        stop_signal: of the run; knows whether a model is left running.
+        stop_signal: of the run; its exit message describes a model that is left running.
         names: of the run, as far as they are known.
         session: returns the AWS session for the SNS topic.
         utcnow: returns the current time.
 
     Raises:
-        UsageError: OpenTelemetry is asked for and not installed, or its variables are not valid.
+        UsageError: OpenTelemetry is requested but not installed, or its variables are not valid.
     """
     monitor = Monitor(observer, names, utcnow=utcnow)
     if not targets:
@@ -354,7 +355,7 @@ def _count_samples(counts: Snapshot | Summary) -> Iterator[Sample]:
 
 
 def _totals(summary: Summary) -> dict[str, Any]:
-    """The counters of the document about the end."""
+    """The final counters, for the document about the end."""
     return {name: getattr(summary, name) for name in _COUNTERS}
 
 

@@ -32,11 +32,11 @@ _INFO: Final = "batchcl_run_info"
 
 
 def check_settings() -> None:
-    """Raise `UsageError` if the SDK is not installed or its variables ask for what it can't do here."""
+    """Raise `UsageError` if the SDK is not installed, or its variables require another protocol."""
     require_extra("otel", "--otel")
     for signal in ("", "METRICS_", "TRACES_"):
         variable = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
-        if os.environ.get(variable, _PROTOCOL) != _PROTOCOL:
+        if os.environ.get(variable) not in {None, "", _PROTOCOL}:  # empty is unset, as in OpenTelemetry's own packages
             raise UsageError(
                 f"{variable} is {os.environ[variable]!r}, but --otel sends {_PROTOCOL}; unset it, or use {_PROTOCOL}"
             )
@@ -157,7 +157,8 @@ def _metric(name: str, points: list[Any], *, is_delta: bool) -> Any:
 
 
 def _difference(value: float | Histogram, before: float | Histogram | None) -> float | Histogram:
-    if before is None:
+    """What has been added since `before`; everything if the counter began again, as at a takeover of a run."""
+    if before is None or _size(value) < _size(before):
         return value
     if isinstance(value, Histogram):
         assert isinstance(before, Histogram)
@@ -165,6 +166,10 @@ def _difference(value: float | Histogram, before: float | Histogram | None) -> f
         return Histogram(value.bounds, counts, value.total - before.total)
     assert not isinstance(before, Histogram)
     return value - before
+
+
+def _size(value: float | Histogram) -> float:
+    return sum(value.counts) if isinstance(value, Histogram) else value
 
 
 def _spans(trace: Trace, resource: Any) -> list[Any]:
@@ -222,7 +227,7 @@ def _check(result: Any) -> None:
 
 
 class _Quiet(logging.Filter):
-    """Keeps what the SDK logs about our exports out of the log, and remembers its reason."""
+    """Drops what the SDK logs about our exports, and keeps the reason for `_check`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class Report:
     Attributes:
         stage: `start` and `end` come once; `sample` has new metrics, `trouble` a document.
         samples: all metrics at this moment.
-        document: for the webhook and SNS; empty if they have nothing to send.
+        document: for the webhook and SNS; None if they have nothing to send.
         text: one line, which describes the document or the end.
         lines: the last notices, for the ping's body.
         exit_code: at the end.
@@ -38,11 +38,11 @@ class Report:
 
 
 class BackEnd(Protocol):
-    """Sends reports somewhere, in a thread of its own. Creating it does nothing that may fail."""
+    """Sends reports, in a thread of its own. Creating it must not fail."""
 
     @property
     def name(self) -> str:
-        """What it is, for messages; contains no secret."""
+        """The back end in messages; contains no secret."""
         ...
 
     @property

@@ -22,7 +22,7 @@ _MAX_QUEUED: Final = 50
 
 
 class Sender:
-    """Passes reports to a back end, in order. Created and used in an event loop; only the back end runs elsewhere.
+    """Passes reports to a back end, in order. Created and used in an event loop; only the back end runs in the thread.
 
     The thread is a daemon, because a back end may hang, for example in a name lookup that can't be cancelled: then
     neither the run nor the process waits for it. If the back end is slow, the oldest reports are dropped.
@@ -94,7 +94,7 @@ async def flush(senders: Sequence[Sender], *, max_s: float) -> dict[Sender, str]
     """Close all senders, for at most `max_s` seconds, shielded from cancellation.
 
     Returns:
-        Those that have failed, also before, and those that did not end in time; with the reason.
+        The senders that have failed at any time or did not finish in time, with the reason.
     """
     with anyio.move_on_after(max_s, shield=True):
         async with anyio.create_task_group() as group:
@@ -110,7 +110,7 @@ async def flush(senders: Sequence[Sender], *, max_s: float) -> dict[Sender, str]
 
 
 def _reason(error: BaseException) -> str:
-    """Describe an exception of a back end; other texts than those of `SendError` may contain a URL."""
+    """Describe an exception of a back end; only the message of a `SendError` is sure to contain no URL."""
     return str(error) if isinstance(error, SendError) else type(error).__name__
 
 

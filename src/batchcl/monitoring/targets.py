@@ -1,13 +1,15 @@
-"""Where monitoring goes: the options that name its back ends, and what may be shown of them."""
+"""The options of monitoring, their validation, and the redaction of secrets."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
+
+from pydantic import TypeAdapter, ValidationError
 
 from batchcl.errors import UsageError
 from batchcl.options import JobOptions, flag_of, variable_of
@@ -54,10 +56,11 @@ def check_topic(text: str) -> str:
 
 
 def _check_flag(value: object) -> bool:
-    text = str(value).lower()
-    if text not in {"true", "false", "1", "0"}:
-        raise UsageError(f"{value!r} is neither true nor false")
-    return text in {"true", "1"}
+    """Return the value of a flag, which variables have as text; as `Job` reads it."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise UsageError(f"{value!r} is neither true nor false") from None
 
 
 def topic_region(topic: str) -> str:
@@ -66,7 +69,7 @@ def topic_region(topic: str) -> str:
 
 
 def check_metrics_file(path: str | os.PathLike[str]) -> str:
-    """Return the path with `~` expanded; raises `UsageError` if no metrics file can have it."""
+    """Return the path with `~` expanded; raises `UsageError` if it is not valid for a metrics file."""
     text = os.fspath(os.path.expanduser(path))
     if not os.path.basename(text).removesuffix(".prom") or not text.endswith(".prom"):
         raise UsageError(f"{text!r} does not end with NAME.prom, and node_exporter reads no other files")
@@ -98,24 +101,29 @@ class Targets:
 
     @classmethod
     def of(cls, job: JobOptions) -> Targets:
-        """Those of a job."""
+        """The back ends of a job."""
         return cls(**{each.name: getattr(job, each.name) for each in fields(cls)})
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Targets:
-        """Those among `values`, by the names of the options; raises `UsageError`, with the flag, for an invalid one.
+    def read(cls, values: Mapping[str, Any], *, name_of: Callable[[str], str] = flag_of) -> Targets:
+        """The back ends in `values`, by name of the option.
 
-        `values` may have text for every option, as `environment` returns it.
+        Args:
+            values: may have text for every option, as `environment` returns it.
+            name_of: returns what an option is called in messages.
+
+        Raises:
+            UsageError: a value is not valid.
         """
         given = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
         for name, check in CHECKS.items():
             if name in given:
                 if not isinstance(given[name], str | os.PathLike | bool):
-                    raise UsageError(f"{flag_of(name)}: expected text")
+                    raise UsageError(f"{name_of(name)}: expected text")
                 try:
                     given[name] = check(given[name])
                 except UsageError as error:
-                    raise UsageError(f"{flag_of(name)}: {error}") from None
+                    raise UsageError(f"{name_of(name)}: {error}") from None
         return cls(**given)
 
     def __bool__(self) -> bool:
@@ -132,12 +140,23 @@ CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "webhook": check_url,
     "sns_topic": check_topic,
 }
-"""What validates an option: returns its value, or raises `UsageError`."""
+"""Functions that validate an option: they return its value, or raise `UsageError`."""
 
 
-def environment() -> dict[str, str]:
-    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others."""
-    return {name: os.environ[variable_of(name)] for name in OPTIONS if variable_of(name) in os.environ}
+def environment(*, without: Collection[str] = (), variable: Callable[[str], str] = variable_of) -> dict[str, str]:
+    """The options of monitoring that `BATCHCL_…` variables set, for commands that read no others.
+
+    Args:
+        without: options that are set elsewhere.
+        variable: returns the variable of an option.
+
+    Raises:
+        UsageError: a value is not valid; names the variable.
+    """
+    names = [name for name in OPTIONS if name not in without and variable(name) in os.environ]
+    found = {name: os.environ[variable(name)] for name in names}
+    Targets.read(found, name_of=variable)
+    return found
 
 
 def site(url: str) -> str:

@@ -65,7 +65,7 @@ class MetricsFile:
 
 
 def check_folder_writable(path: str) -> None:
-    """Raise `OSError` if no file can be written beside `path`; leaves nothing behind. Blocks."""
+    """Raise `OSError` if no file can be created in the directory of `path`; leaves no file. Blocks."""
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", prefix=f".{os.path.basename(path)}."):
         pass
 

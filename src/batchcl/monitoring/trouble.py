@@ -1,4 +1,4 @@
-"""Which notices are trouble, and so are sent to the webhook and SNS while the run continues."""
+"""Which notices are trouble: those that are sent to the webhook and SNS during the run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["TROUBLE", "Throttling", "TroubleFilter"]
 
 TROUBLE: Final = {
     "credentials-failing": "Credentials fail; calls wait for up to five minutes.",
-    "holder-dead": "The process that worked on the run has died; this one, which waited for it, takes over.",
+    "deadline-missed": "At its rate of the last five minutes, the run will miss its deadline.",
+    "holder-dead": "The process that worked on the run has died; this process, which waited for it, takes over.",
     "lease-not-renewed": "The model's lease can't be renewed; if it expires, `batchcl model reap` stops the model.",
-    "lease-unknown": "The leases of the model can't be read, so it may not be stopped, or while others use it.",
+    "lease-unknown": "The leases of the model can't be read: it may be left running, or be stopped while in use.",
     "model-left": "An earlier session left the model running, and this one will not stop it.",
     "model-not-ours": "The lease of the model expired and its tag was removed; this run no longer stops the model.",
     "model-stop-failed": "Stopping the model failed; the run tries again.",
@@ -21,7 +22,7 @@ TROUBLE: Final = {
     "stalled": "No image got an outcome for a minute, although calls were due.",
     "throttled": "For ten minutes, more than half of the calls were throttled.",
 }
-"""Kinds of notices that are trouble. A run that ends early is not among them: its end is a document of its own."""
+"""Kinds of notices that are trouble. What ends a run early is not among them: it is in the document of the end."""
 
 _REPEAT_S: Final = 15 * 60.0
 _MINUTES: Final = 10
@@ -43,7 +44,7 @@ class TroubleFilter:
 
 
 class Throttling:
-    """Finds out that a run is throttled for long; receives its counters every minute."""
+    """Detects that a run is throttled for ten minutes; receives its counters every minute."""
 
     def __init__(self) -> None:
         self._counts: deque[tuple[int, int]] = deque(maxlen=_MINUTES + 1)

@@ -1,7 +1,8 @@
 """Outcomes as Arrow tables with the columns of `ENTRIES`: the content of a journal and the input of publishing.
 
 An entry is an outcome and the position of its image in the shard; the image itself is in the work list. Columns instead
-of one object per image keep memory small. A new column must be nullable: it is null in journals of earlier versions.
+of one object per image keep memory small. Functions import what they need beyond pyarrow, because a run starts with
+empty tables. A new column must be nullable: it is null in journals of earlier versions.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchcl.images import check_limits
 from batchcl.outcomes import FAILURE_CODES, PERMANENT_CODES, Counts, Failed, Label, Outcome, Scored
@@ -122,6 +121,10 @@ def statuses(entries: pa.Table) -> dict[int, str]:
 
 def counts(entries: pa.Table) -> Counts:
     """Number of entries by status."""
+    if not entries.num_rows:
+        return Counts()
+    import pyarrow.compute as pc
+
     by_status = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
     unlabelled = pc.equal(pc.list_value_length(entries["labels"]), 0)  # null, which isn't summed, unless scored
     return Counts(**by_status, unlabelled=pc.sum(unlabelled, min_count=0).as_py())
@@ -129,19 +132,27 @@ def counts(entries: pa.Table) -> Counts:
 
 def of_status(entries: pa.Table, *, scored: bool) -> pa.Table:
     """The entries of scored images, or, with `scored=False`, of failed and skipped ones."""
+    import pyarrow.compute as pc
+
     status = entries["status"]
     return entries.filter(pc.equal(status, SCORED) if scored else pc.is_in(status, value_set=_UNSCORED))
 
 
 def of_round(entries: pa.Table, round_: int) -> tuple[pa.Table, pa.Table]:
     """The entries of a round, and those of earlier rounds."""
+    if not entries.num_rows:
+        return entries, entries
+    import pyarrow.compute as pc
+
     return entries.filter(pc.equal(entries["round"], round_)), entries.filter(pc.less(entries["round"], round_))
 
 
 def latest(entries: pa.Table) -> pa.Table:
     """The last entry of each image, sorted by row."""
     if not entries.num_rows:
-        return entries  # as at a run's start, without the import of pyarrow.acero, which takes 30 ms
+        return entries
+    import pyarrow.compute as pc
+
     rows = pa.table({"position": entries["position"], "row": pa.array(range(entries.num_rows), pa.int64())})
     last = rows.group_by("position").aggregate([("row", "max")])["row_max"]
     return entries.take(last.take(pc.sort_indices(last)))
@@ -155,6 +166,10 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
         images: the images of the shard, with the columns of `IMAGES`.
     """
     rows = of_status(entries, scored=False)
+    if not rows.num_rows:
+        return []
+    import polars as pl
+
     has_version = _has_version(images.take(rows["position"]))
     frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
         pl.Series("permanent", has_version, pl.Boolean()) & pl.col("code").is_in(PERMANENT_CODES)
@@ -190,6 +205,8 @@ def failure_groups(entries: pa.Table, images: pa.Table) -> Counter[FailureGroup]
 
 def _has_version(images: pa.Table) -> pa.ChunkedArray:
     """For each image, whether its version is known: by version id or etag, or a local file's size and time."""
+    import pyarrow.compute as pc
+
     has_time = pc.and_(pc.is_valid(images["size_bytes"]), pc.is_valid(images["last_modified"]))
     has_id = pc.or_(pc.is_valid(images["version_id"]), pc.is_valid(images["etag"]))
     return pc.or_(has_id, pc.and_(pc.equal(images["bucket"], ""), has_time))

@@ -20,7 +20,7 @@ _FOLLOW_EVERY_S: Final = HEARTBEAT_S
 _SILENT_S: Final = 2 * HEARTBEAT_S
 _CHECK_PROCESS_EVERY_S: Final = 1.0
 _OUTAGE_S: Final = 300.0
-"""As long as credentials may fail, too."""
+"""The same time for which credentials may fail."""
 
 RECORDS_S: Final = 15.0
 """How long after its end a session may write its summary."""
@@ -160,13 +160,12 @@ class HolderReporter:
 
     Args:
         observer: receives them.
-        alive: what the process is doing: `works on the run`.
-        dead: what its death means: `is dead`.
+        alive: what the process is doing, such as `is working on the run`.
+        dead: what to report when it has died, such as `is dead`.
         has_progress: whether its counters are reported.
 
     Attributes:
-        progress: its counters; None until there are some.
-        has_reported: whether there was something to report.
+        progress: its counters; None before the first ones.
     """
 
     def __init__(self, observer: Observer, *, alive: str, dead: str = "is dead", has_progress: bool = True) -> None:
@@ -208,9 +207,9 @@ class HolderReporter:
             return Notice("holder-unknown", text, level="warning")
         match follower.state:
             case HolderState.SILENT:
-                text = f"no heartbeat of {who} for {follower.silent_s():.0f} s"
+                text = f"no heartbeat from {who} for {follower.silent_s():.0f} s"
                 if lease.process_is_alive is None:
-                    text += f"; after {EXPIRES_S:.0f} s it counts as dead"
+                    text += f"; after {EXPIRES_S:.0f} s it is considered dead"
                 return Notice("holder-silent", text, level="warning")
             case HolderState.DEAD:
                 return Notice("holder-dead", f"{who} {self._dead}", level="warning")
@@ -218,4 +217,4 @@ class HolderReporter:
                 return Notice("holder-ended", f"{who} has ended")
             case _ if is_new:
                 return Notice("holder", f"{who} {self._alive}")
-        return Notice("holder-alive", f"heartbeats again: {who} {self._alive}")
+        return Notice("holder-alive", f"heartbeats have resumed: {who} {self._alive}")

@@ -27,7 +27,7 @@ def heartbeat_of(now: Snapshot) -> dict[str, Any]:
 
 
 def snapshot_of(heartbeat: Mapping[str, Any]) -> Snapshot | None:
-    """The counters in a heartbeat; None if it has none, as that of a recovery or of another version."""
+    """The counters in a heartbeat; None if it has none, such as that of a recovery or another version."""
     try:
         return Snapshot(**{name: heartbeat[_NAMES.get(name, name)] for name in Snapshot.__dataclass_fields__})
     except KeyError:

@@ -280,7 +280,7 @@ class RunLeaseHolder:
             other = await read_session(self._store, self._path(self.number + 1))
             raise StoppedError(
                 f"this process stops: {self._what} was taken over by another process (on {other.host}), which received "
-                f"no heartbeat of this one for {EXPIRES_S:.0f} s"
+                f"no heartbeat from this one for {EXPIRES_S:.0f} s"
             )
 
     async def later_sessions(self) -> list[RunLease]:

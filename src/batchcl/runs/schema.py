@@ -13,7 +13,6 @@ import io
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
@@ -166,6 +165,8 @@ def parquet_bytes(table: pa.Table, *, run_id: str | None = None, model_arn: str 
 
 def _table(schema: pa.Schema, images: pa.Table, entries: pa.Table, more: dict[str, Any]) -> pa.Table:
     """A table with the columns of `schema`, each from `more`, the entries, or the images of the entries."""
+    import pyarrow.compute as pc
+
     selected = images.take(entries["position"])
     columns = {name: selected[name] for name in selected.column_names} | {"key": _printable(selected["key"])}
     columns |= {name: entries[name] for name in entries.column_names} | more

@@ -5,6 +5,7 @@ Images are handled as Arrow tables with the columns of `IMAGES`; `ImageRef` obje
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,6 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import orjson
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,6 +33,8 @@ _REMEDY: Final = "restore it, or score the remaining images with --incremental a
 _SLICE: Final = 1000
 _CHUNK_ROWS: Final = 512
 """Number of images that exist as objects at the same time."""
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 IMAGES: Final = pa.schema(
     [
@@ -80,9 +82,7 @@ class ImageRows:
 
     def __iter__(self) -> Iterator[ImageRef]:
         for start in range(0, len(self._positions), _CHUNK_ROWS):
-            rows = self._table.take(pa.array(self._positions[start : start + _CHUNK_ROWS], pa.int32()))
-            frame = pl.DataFrame(rows)  # converts timestamps 7x faster than pyarrow's to_pylist
-            columns = [frame[field.name].to_list() for field in IMAGES]
+            columns = _columns(_rows(self._table, self._positions[start : start + _CHUNK_ROWS]))
             for (
                 uri,
                 bucket,
@@ -119,6 +119,22 @@ class Batch:
     shard: int
     images: Iterable[ImageRef]
     positions: Sequence[int]
+
+
+def _rows(table: pa.Table, positions: Sequence[int]) -> pa.Table:
+    first = positions[0]
+    if all(position == at for at, position in enumerate(positions, first)):
+        return table.slice(first, len(positions))  # `take` imports pyarrow.compute, which takes 30 ms
+    return table.take(pa.array(positions, pa.int32()))
+
+
+def _columns(rows: pa.Table) -> list[list[Any]]:
+    """The values of each column."""
+    columns = {field.name: rows[field.name] for field in IMAGES}
+    times = columns.pop("last_modified").combine_chunks().view(pa.int64()).to_pylist()  # 7x faster than as timestamps
+    values = {name: column.to_pylist() for name, column in columns.items()}
+    values["last_modified"] = [None if us is None else _EPOCH + dt.timedelta(microseconds=us) for us in times]
+    return [values[field.name] for field in IMAGES]
 
 
 def _text(name: bytes) -> str:

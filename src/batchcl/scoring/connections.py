@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -21,9 +21,11 @@ from batchcl.job import Job
 from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule
-from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
 from batchcl.quantities import MAX_UNITS, AutoUnits, Units
 from batchcl.stop_signal import StopSignal
+
+if TYPE_CHECKING:
+    from batchcl.lifetime.scheduled_stop import ScheduledStop
 
 __all__ = ["holder_name", "open_manager", "open_service", "start_units"]
 
@@ -66,6 +68,8 @@ async def open_manager(
         remove: RemoveSchedule | None = None
         schedule: ScheduledStop | None = None
         if role is not None and not aws.settings.is_emulator:
+            from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
+
             scheduler = await stack.enter_async_context(aws.scheduler(region=model.region))
             remove = partial(remove_schedule, scheduler)
             schedule = ScheduledStop(

@@ -20,7 +20,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -49,11 +49,13 @@ from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import pluralize
 from batchcl.runs.worklist import Batch
 from batchcl.scoring.circuit_breaker import CircuitBreaker
-from batchcl.scoring.preprocessing import Preprocessing
 from batchcl.scoring.protocols import Recovery, Sink
 from batchcl.scoring.queue import WorkItem, WorkQueue
 from batchcl.scoring.rejections import Rejection, Rejections, report_to_pacer, was_sent
 from batchcl.scoring.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from batchcl.scoring.preprocessing import Preprocessing
 
 __all__ = ["Engine", "EngineSettings"]
 
@@ -149,8 +151,10 @@ class Engine:
         self._sink_failed = False
         self._in_flight: dict[int, tuple[WorkItem, float]] = {}  # id of the item → item, when its first call began
         self._usual_latency_s = 0.0
-        self._preprocessing = None
+        self._preprocessing: Preprocessing | None = None
         if preparer is not None:
+            from batchcl.scoring.preprocessing import Preprocessing
+
             self._preprocessing = Preprocessing(
                 preparer,
                 self._queue,

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -24,16 +25,12 @@ from batchcl.aws.names import matches_model
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
-from batchcl.extras import require_extra
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
 from batchcl.job import Job, fingerprint
-from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
 from batchcl.monitoring import OPTIONS, RunNames, monitored
 from batchcl.monitoring import Targets as MonitoringTargets
 from batchcl.quantities import pluralize
-from batchcl.runs.admission import admit
-from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.ledger import AllImages, Targets
@@ -46,8 +43,6 @@ from batchcl.runs.record import (
     read_summary,
     summary_of_session,
 )
-from batchcl.runs.recovery import publish_leftovers
-from batchcl.runs.sample import draw_sample
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
@@ -62,6 +57,9 @@ from batchcl.scoring.work_list_writer import wait_for_calls, write_work_list
 from batchcl.sources.select import SelectedPage
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+
+if TYPE_CHECKING:
+    from batchcl.runs.incremental import IncrementalFilter
 
 __all__ = [
     "ResumeState",
@@ -294,6 +292,8 @@ async def execute(
                 else:
                     await hold()
                 if lease.follows_unsettled:  # publish its outcomes, and cut its journals in case it is only suspended
+                    from batchcl.runs.recovery import publish_leftovers
+
                     async with lease.writing_heartbeats():
                         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
@@ -328,6 +328,8 @@ async def execute(
                         await write_list()
                         write_list = None
                     enough = await called_images(store, record.run_id) >= sample_images
+                    from batchcl.runs.sample import draw_sample
+
                     targets = await draw_sample(
                         worklist,
                         images=0 if enough else sample_images,
@@ -372,6 +374,8 @@ async def acquire_lease(
 
     Dead runs of the model are recovered, and reported.
     """
+    from batchcl.runs.admission import admit
+
     recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
         text = f"published the rows of {pluralize(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
@@ -399,6 +403,8 @@ async def open_context(
 ) -> AsyncIterator[RunContext]:
     """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
+        from batchcl.extras import require_extra
+
         require_extra("images", "--fit")
     aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; retrying"))
     async with AsyncExitStack() as stack:
@@ -424,6 +430,8 @@ async def open_context(
         )
         fitting = None
         if job.fit:
+            from batchcl.loaders.fitting import open_fitting_reader
+
             fitting = await stack.enter_async_context(open_fitting_reader(reader, aws, region=model.region))
         detector = await stack.enter_async_context(
             open_detector(
@@ -572,6 +580,8 @@ def incremental_filter(
     """Return the filter of images with an earlier outcome; None for a run that is not incremental."""
     if not job.incremental:
         return None
+    from batchcl.runs.incremental import IncrementalFilter
+
     model = ModelArn.parse(record.model)
     return IncrementalFilter(
         store, model, fit=job.fit, retry_failed=job.retry_failed, pause=pause, keep_index=keep_index

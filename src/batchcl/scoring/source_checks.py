@@ -22,12 +22,10 @@ from batchcl.job import Job
 from batchcl.loaders.preflight import SAMPLE_SIZE, check_images_readable, probe, sample_images, spelling_hint
 from batchcl.quantities import confidence_hint, pluralize
 from batchcl.runs.layout import output_root
-from batchcl.sources.base import Source, SourceCheck
+from batchcl.sources.base import MEMBERS, NOT_FITTING, Source, SourceCheck
 from batchcl.sources.filters import describe_filters
-from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_published_images
 from batchcl.sources.open import is_read_once, open_sources
 from batchcl.sources.select import SelectedPage, Selection
-from batchcl.sources.where import Condition, condition_on
 from batchcl.summary import SourceCounts
 
 __all__ = [
@@ -133,6 +131,9 @@ async def check_sources(
     filters = job.filters(at)
     buckets = BucketChecks(aws, region=model.region, cross_region=job.cross_region)
     if job.results_root is not None:
+        from batchcl.sources.from_results import open_published_images
+        from batchcl.sources.where import Condition
+
         where = None if job.where is None else Condition(job.where)
         sources: list[Source] = [
             await open_published_images(job.results_root, aws=aws, where=where, exclude_run=job.run_id)
@@ -162,6 +163,8 @@ async def check_sources(
     if (hint := confidence_hint(job.min_confidence)) is not None:
         observer.notice(Notice("min-confidence", hint, level="warning"))
     if job.where is not None and job.results_root is None:
+        from batchcl.sources.where import Condition, condition_on
+
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     ignored = sum((Counter(checked.ignored) for checked in checks), Counter[str]())
     return CheckedSources(

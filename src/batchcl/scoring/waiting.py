@@ -9,8 +9,9 @@
        ├───── the holder ended at a limit that this job has, too ──▶ TooManyFailuresError, StoppedError
        └───── --deadline, a signal, five minutes without the store ▶ StoppedError
 
-A waiting process only reads, at one small file every ten seconds. It holds nothing, so several may wait for the same
-run, and for each other's runs: of those that see the same death, the one that creates the next session takes over.
+A waiting process only reads: one small file every ten seconds. It holds no lease, so several processes may wait for the
+same run, or for each other's runs. Of those that find the holder dead, the one that creates the next session takes
+over.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Waiter:
                 self._check_limits(lease, reporter.progress, await self._read_end(lease))
 
     async def _read_end(self, lease: RunLease) -> Summary | None:
-        """The summary of an ended session, which is written after its end; None if it doesn't come."""
+        """The summary of an ended session, which is written after its end; None if it isn't written in time."""
         give_up_at = anyio.current_time() + RECORDS_S
         while True:
             with suppress(OutputError):

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_MAGIC",
+    "INVENTORY_MANIFEST",
+    "MEMBERS",
+    "NOT_FITTING",
     "NO_BAD_LABELS",
     "PAGE",
     "BadLabel",
     "BadLabels",
     "BadLine",
+    "Columns",
     "Source",
     "SourceCheck",
     "image_key",
@@ -39,6 +43,15 @@ PAGE: Final = 1000
 
 IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 """First bytes of JPEG and PNG files."""
+
+INVENTORY_MANIFEST: Final = "manifest.json"
+"""The file of an S3 Inventory that lists its data files."""
+
+NOT_FITTING: Final = "where"
+"""The kind of ignored rows of published results for which the condition is false."""
+
+MEMBERS: Final = "members of archives"
+"""The kind of ignored rows of published results that don't have the member's offset in its archive."""
 
 _ARN_COLONS: Final = 5
 
@@ -155,6 +168,36 @@ class SourceCheck:
     ignored: Mapping[str, int] = field(default_factory=dict)
     excluded_folders: tuple[str, ...] = ()
     bad_labels: BadLabels = NO_BAD_LABELS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The names of the columns that name the image: `uri` alone, or `bucket` and `key`; by default, these names."""
+
+    uri: str | None = None
+    bucket: str | None = None
+    key: str | None = None
+
+    def among(self, available: Sequence[str]) -> Columns:
+        """The columns to read of the `available` ones. Raises `SourceError` if they are missing or ambiguous."""
+        if len(set(available)) < len(available):
+            raise SourceError(f"its columns {', '.join(available)} are not unique; rename them")
+        chosen = self
+        if self == Columns():
+            by_uri, by_key = Columns(uri="uri"), Columns(bucket="bucket", key="key")
+            chosen = by_uri if "uri" in available else by_key
+        missing = [name for name in (chosen.uri, chosen.bucket, chosen.key) if name and name not in available]
+        if missing:
+            raise SourceError(
+                f"it has no column {' or '.join(missing)}, only {', '.join(available) or 'none'}; name the column "
+                "of s3://bucket/key with --uri-column, or two columns with --bucket-column and --key-column"
+            )
+        return chosen
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one or two column names."""
+        return tuple(name for name in (self.uri, self.bucket, self.key) if name)
 
 
 def image_key(image: ImageRef) -> str:

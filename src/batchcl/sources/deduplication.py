@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
-import polars as pl
 
 from batchcl.images import ImageRef
 from batchcl.name_set import NameSet
 from batchcl.sources.base import Source, image_key
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["NO_NAMES", "Deduplication", "HashLog", "HashSet"]
 
@@ -52,16 +54,19 @@ class Deduplication:
             if not later and not repeats:
                 return
             await self._remember(images, later)
-            await self._remember_exact([images[at] for at in repeats.positions(_keys(images))])
+            if repeats:
+                await self._remember_exact([images[at] for at in repeats.positions(_keys(images))])
 
     async def new(self, number: int, images: Sequence[ImageRef]) -> list[bool]:
         """For each image of source `number`, whether it is new; new images are remembered."""
         is_new = [True] * len(images)
         repeats = self._sources[number].repeats
-        keys = _keys(images) if repeats else pl.Series(dtype=pl.String)
-        candidates = repeats.positions(keys)
-        for at, is_first in zip(candidates, keys.gather(candidates).is_first_distinct(), strict=True):
-            is_new[at] = is_first
+        candidates: list[int] = []
+        if repeats:
+            keys = _keys(images)
+            candidates = repeats.positions(keys)
+            for at, is_first in zip(candidates, keys.gather(candidates).is_first_distinct(), strict=True):
+                is_new[at] = is_first
         covered = await self._is_covered(number, images)
         for at in range(len(images)) if number else candidates:
             is_new[at] = (
@@ -103,6 +108,8 @@ class Deduplication:
 
 
 def _keys(images: Sequence[ImageRef]) -> pl.Series:
+    import polars as pl
+
     return pl.Series([image_key(image) for image in images], dtype=pl.String)
 
 
@@ -136,29 +143,31 @@ def _content_name(image: ImageRef) -> str | None:
 class HashSet:
     """A set of names as 64-bit hashes, 8 bytes each: no false negatives, and very few false positives."""
 
-    def __init__(self, hashes: pl.Series) -> None:
-        """`hashes` are sorted."""
+    def __init__(self, hashes: pl.Series | None) -> None:
+        """`hashes` are sorted; None for the empty set."""
         self._hashes = hashes
 
     @classmethod
     def of(cls, batches: Iterable[pl.Series]) -> HashSet:
         """The set of all names in `batches`. Blocks."""
+        import polars as pl
+
         hashes = [names.hash(_HASH_SEED) for names in batches]
-        return cls(pl.concat(hashes).unique().sort() if hashes else pl.Series(dtype=pl.UInt64))
+        return cls(pl.concat(hashes).unique().sort() if hashes else None)
 
     def __bool__(self) -> bool:
-        return len(self._hashes) > 0
+        return self._hashes is not None and len(self._hashes) > 0
 
     def positions(self, names: pl.Series) -> list[int]:
         """The positions in `names` of those that are in the set."""
-        if not self:
+        if self._hashes is None or not self:
             return []
         hashes = names.hash(_HASH_SEED)
         at = self._hashes.search_sorted(hashes).clip(upper_bound=len(self._hashes) - 1)
         return (self._hashes.gather(at) == hashes).arg_true().to_list()
 
 
-NO_NAMES: Final = HashSet(pl.Series(dtype=pl.UInt64))
+NO_NAMES: Final = HashSet(None)
 """The repeats of a source without duplicates."""
 
 
@@ -169,6 +178,8 @@ class HashLog:
     """
 
     def __init__(self) -> None:
+        import polars as pl
+
         self._lock = threading.Lock()
         self._hashes = pl.Series(dtype=pl.UInt64)
 
@@ -181,5 +192,5 @@ class HashLog:
     def repeats(self) -> HashSet:
         """The names that were added more than once; empties the log. Blocks; needs 8 more bytes per name."""
         with self._lock:
-            ordered, self._hashes = self._hashes.sort(), pl.Series(dtype=pl.UInt64)
+            ordered, self._hashes = self._hashes.sort(), self._hashes.clear()
         return HashSet(ordered.filter(ordered == ordered.shift(1)).unique().sort())

@@ -8,13 +8,14 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
-
-import polars as pl
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from batchcl.errors import UsageError
 from batchcl.images import ImageRef
 from batchcl.sources.base import image_key
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["ALL_RANKS", "FilterChain", "Filters", "Sample", "SmallestRanks", "describe_filters"]
 
@@ -190,6 +191,8 @@ class SmallestRanks:
     """Finds the `count` smallest of many ranks; memory is 8 bytes for each of twice `count`."""
 
     def __init__(self, count: int) -> None:
+        import polars as pl
+
         self._count = count
         self._buffer_size = max(2 * count, _MIN_BUFFER)
         self._smallest = pl.Series(dtype=pl.UInt64)
@@ -198,6 +201,8 @@ class SmallestRanks:
 
     def add(self, ranks: Sequence[int]) -> None:
         """Add `ranks`."""
+        import polars as pl
+
         self._buffer.append(pl.Series(ranks, dtype=pl.UInt64))
         self._buffered += len(ranks)
         if self._buffered >= self._buffer_size:
@@ -211,5 +216,7 @@ class SmallestRanks:
         return int(self._smallest[-1])
 
     def _merge(self) -> None:
+        import polars as pl
+
         self._smallest = pl.concat([self._smallest, *self._buffer]).sort().head(self._count)
         self._buffer, self._buffered = [], 0

@@ -24,26 +24,18 @@ from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.published import PublishedPart, published_parts, read_part, resolving_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
-from batchcl.sources.base import local_image
+from batchcl.sources.base import MEMBERS, NOT_FITTING, local_image
 from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListSource
 from batchcl.sources.tables import BATCH_ROWS, first_line, frame_of
 from batchcl.sources.where import Condition
 
 __all__ = [
     "COLUMNS",
-    "MEMBERS",
-    "NOT_FITTING",
     "ROW_INDEX",
     "condition_columns",
     "condition_rows",
     "open_published_images",
 ]
-
-NOT_FITTING: Final = "where"
-"""Counts rows for which the condition is false."""
-
-MEMBERS: Final = "members of archives"
-"""Counts excluded members of archives: the tables don't store their offsets in the archive."""
 
 _RESOLVED: Final = "earlier failures"
 """Counts failures that a later file of the same run replaces."""

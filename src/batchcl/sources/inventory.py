@@ -23,7 +23,7 @@ import pyarrow.csv as pacsv
 
 from batchcl.concurrency import gather
 from batchcl.errors import SourceError
-from batchcl.sources.base import BadLine
+from batchcl.sources.base import INVENTORY_MANIFEST, BadLine
 from batchcl.sources.csv_lists import decoded_key
 from batchcl.sources.files import open_list
 from batchcl.sources.list_source import FrameChunk, ListChunk
@@ -32,7 +32,6 @@ from batchcl.sources.tables import batches, columns_of, first_line, frame_of, sp
 
 __all__ = ["InventoryPart", "is_inventory_manifest", "open_inventory", "parse_as_of"]
 
-MANIFEST: Final = "manifest.json"
 _CHECKSUM_FILE: Final = "manifest.checksum"
 _SYMLINK_FILE: Final = "symlink.txt"
 _DATED_FOLDER: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}Z")
@@ -95,7 +94,7 @@ async def open_inventory(
     if posixpath.basename(name) == _SYMLINK_FILE:
         return await _from_symlink(name, storage, all_versions=all_versions)
     manifest_name = name
-    if posixpath.basename(name) != MANIFEST:
+    if posixpath.basename(name) != INVENTORY_MANIFEST:
         manifest_name = await _newest_manifest(name, storage, None if as_of is None else parse_as_of(as_of))
     elif as_of is not None:
         raise SourceError(f"{name} is a single inventory; with --as-of, name the folder that contains several")
@@ -110,7 +109,7 @@ async def _from_symlink(name: str, storage: StorageLocation, *, all_versions: bo
     folder = posixpath.dirname(name)
     match = _HIVE_FOLDER.fullmatch(posixpath.basename(folder))
     if match is not None:
-        manifest = f"{posixpath.dirname(posixpath.dirname(folder))}/{match[1]}T{match[2]}Z/{MANIFEST}"
+        manifest = f"{posixpath.dirname(posixpath.dirname(folder))}/{match[1]}T{match[2]}Z/{INVENTORY_MANIFEST}"
         if await storage.read(manifest, max_bytes=MAX_MANIFEST_BYTES) is not None:
             return await _manifest_parts(manifest, storage, all_versions=all_versions)
     keys = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
@@ -130,8 +129,8 @@ async def _newest_manifest(name: str, storage: StorageLocation, latest: str | No
     inventories = await _dated_folders(root, storage, _MAX_DEPTH)
     if not inventories:
         raise SourceError(
-            f"{name} contains no S3 Inventory: there is no folder such as 2026-11-20T01-00Z with a {MANIFEST}; check "
-            "the path"
+            f"{name} contains no S3 Inventory: there is no folder such as 2026-11-20T01-00Z with a "
+            f"{INVENTORY_MANIFEST}; check the path"
         )
     if len(inventories) > 1:
         raise SourceError(f"{name} contains several inventories: {', '.join(sorted(inventories))}; name one of them")
@@ -140,7 +139,7 @@ async def _newest_manifest(name: str, storage: StorageLocation, latest: str | No
         if latest is not None and date > latest:
             continue
         if await storage.read(f"{folder}/{date}/{_CHECKSUM_FILE}", max_bytes=1024) is not None:
-            return f"{folder}/{date}/{MANIFEST}"
+            return f"{folder}/{date}/{INVENTORY_MANIFEST}"
     when = "" if latest is None else f" of {latest.removesuffix('T99')} or earlier"
     raise SourceError(
         f"no inventory{when} in {folder} is complete (none has a {_CHECKSUM_FILE}); wait for the delivery, or change "
@@ -166,7 +165,7 @@ async def _manifest_parts(name: str, storage: StorageLocation, *, all_versions: 
     data = await storage.read(name, max_bytes=MAX_MANIFEST_BYTES)
     if data is None:
         raise SourceError(f"{name} does not exist; check the path")
-    checksum = await storage.read(f"{name.removesuffix(MANIFEST)}{_CHECKSUM_FILE}", max_bytes=1024)
+    checksum = await storage.read(f"{name.removesuffix(INVENTORY_MANIFEST)}{_CHECKSUM_FILE}", max_bytes=1024)
     if checksum is None:
         raise SourceError(
             f"the inventory of {name} is not complete: there is no {_CHECKSUM_FILE} next to it; wait for the "

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import translate
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
@@ -23,19 +23,21 @@ from batchcl.choices import SourceKind, Transport
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.runs.layout import FOLDERS
-from batchcl.sources.archive import archive_in_s3, local_archive
-from batchcl.sources.base import Source, SourceCheck, local_image, refuse_arn, refuse_url, s3_image
-from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+from batchcl.sources.base import (
+    INVENTORY_MANIFEST,
+    Columns,
+    Source,
+    SourceCheck,
+    local_image,
+    refuse_arn,
+    refuse_url,
+    s3_image,
+)
 from batchcl.sources.deduplication import NO_NAMES
-from batchcl.sources.directory import DirectorySource
-from batchcl.sources.files import spool_pipe, spool_stdin
-from batchcl.sources.format_detection import detect_kind, is_columnar
-from batchcl.sources.inventory import MANIFEST, open_inventory
-from batchcl.sources.list_source import ListPart, ListSource
-from batchcl.sources.s3_prefix import S3PrefixSource
-from batchcl.sources.storage import LocalStorage, S3Storage
-from batchcl.sources.tables import Columns, TablePart, csv_header
-from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
+
+if TYPE_CHECKING:
+    from batchcl.sources.list_source import ListPart, ListSource
+    from batchcl.sources.storage import S3Storage
 
 __all__ = ["ImageSource", "ListOptions", "is_read_once", "open_sources"]
 
@@ -166,11 +168,17 @@ class _SourceOpener:
     ) -> None:
         self._stack = stack
         self._aws = aws
-        self._s3 = S3Storage(aws, stack, region=region)
+        self._region = region
         self._options = options
         self._out = out
         self._transport = transport
         self._buckets = buckets
+
+    @cached_property
+    def _s3(self) -> S3Storage:
+        from batchcl.sources.storage import S3Storage
+
+        return S3Storage(self._aws, self._stack, region=self._region)
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
@@ -191,6 +199,8 @@ class _SourceOpener:
     async def _open_local(self, name: str) -> Source:
         """A local name whose kind is not given, or is that of a list file."""
         if await anyio.to_thread.run_sync(is_read_once, name, abandon_on_cancel=True):
+            from batchcl.sources.files import spool_pipe, spool_stdin
+
             spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
             path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
             label = "standard input" if name == "-" else name
@@ -234,6 +244,8 @@ class _SourceOpener:
 
     def _directory(self, name: str) -> Source:
         """Blocks."""
+        from batchcl.sources.directory import DirectorySource
+
         if self._out is None or self._out.startswith("s3://"):
             return DirectorySource(name, is_explicit=self._options.any_extension)
         root, source = Path(self._out).resolve(), Path(name).resolve()
@@ -248,6 +260,8 @@ class _SourceOpener:
         )
 
     async def _prefix(self, name: str) -> Source:
+        from batchcl.sources.s3_prefix import S3PrefixSource
+
         return S3PrefixSource(
             name,
             self._aws,
@@ -278,6 +292,8 @@ class _SourceOpener:
 
     async def _tar_archives(self, name: str) -> Source:
         """The archive in S3, or the archives that match a glob; if there is none, the prefix of that name."""
+        from batchcl.sources.archive import archive_in_s3
+
         uris = await self._matching_objects(name) if _WILDCARD.search(name) else [name]
         region = await self._region_of(name)
         client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
@@ -309,6 +325,9 @@ class _SourceOpener:
         return matching
 
     async def _inventory(self, name: str) -> Source:
+        from batchcl.sources.inventory import open_inventory
+        from batchcl.sources.storage import LocalStorage
+
         options = self._options
         in_s3 = name.startswith("s3://")
         parts = await open_inventory(
@@ -320,6 +339,8 @@ class _SourceOpener:
         return self._list_source(name, parts, is_explicit=False)
 
     def _list_source(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
+        from batchcl.sources.list_source import ListSource
+
         options = self._options
         return ListSource(
             name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_extension
@@ -343,6 +364,8 @@ class _SourceOpener:
         return self._list_source(name, parts, is_explicit=SourceKind.TAR not in kinds)
 
     def _detected_kind(self, file: _ListFile) -> SourceKind:
+        from batchcl.sources.format_detection import detect_kind
+
         if self._options.kind is not None:
             return self._options.kind
         if posixpath.basename(file.label) == "symlink.txt":
@@ -359,6 +382,12 @@ class _SourceOpener:
             raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
 
     def _list_part(self, kind: SourceKind, file: _ListFile) -> ListPart:
+        from batchcl.sources.archive import local_archive
+        from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+        from batchcl.sources.format_detection import is_columnar
+        from batchcl.sources.tables import TablePart, csv_header
+        from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
+
         options = self._options
         label, path, folder = file.label, file.path, file.folder
         match kind:
@@ -438,7 +467,9 @@ def _local_path_kind(name: str) -> _LocalPathKind:
 
 def _contains_inventories(name: str) -> bool:
     """Whether the folder contains the dated folders of an S3 Inventory. Blocks."""
-    return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
+    return any(
+        Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{INVENTORY_MANIFEST}")
+    )
 
 
 def is_read_once(name: str) -> bool:

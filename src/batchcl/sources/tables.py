@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import BadLine, referenced_image
+from batchcl.sources.base import BadLine, Columns, referenced_image
 from batchcl.sources.csv_lists import BUCKET_NAME, Row
 from batchcl.sources.files import MAX_EXPANSION
 from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk
 
-__all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "first_line", "frame_of", "split_valid_rows"]
+__all__ = ["TablePart", "batches", "columns_of", "csv_header", "first_line", "frame_of", "split_valid_rows"]
 
 BATCH_ROWS: Final = 16_384
 MAX_VALUE_BYTES: Final = 64 * 1024
@@ -30,36 +30,6 @@ MAX_VALUE_BYTES: Final = 64 * 1024
 _BATCH_BYTES: Final = 64 * 1024 * 1024
 _S3_URI: Final = r"(?s)^s3://([^/]+)/(.+)$"
 _IMAGE_COLUMNS: Final = ("version_id", "etag", "size_bytes", "last_modified")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """The names of the columns that name the image: `uri` alone, or `bucket` and `key`; by default, these names."""
-
-    uri: str | None = None
-    bucket: str | None = None
-    key: str | None = None
-
-    def among(self, available: Sequence[str]) -> Columns:
-        """The columns to read of the `available` ones. Raises `SourceError` if they are missing or ambiguous."""
-        if len(set(available)) < len(available):
-            raise SourceError(f"its columns {', '.join(available)} are not unique; rename them")
-        chosen = self
-        if self == Columns():
-            by_uri, by_key = Columns(uri="uri"), Columns(bucket="bucket", key="key")
-            chosen = by_uri if "uri" in available else by_key
-        missing = [name for name in (chosen.uri, chosen.bucket, chosen.key) if name and name not in available]
-        if missing:
-            raise SourceError(
-                f"it has no column {' or '.join(missing)}, only {', '.join(available) or 'none'}; name the column "
-                "of s3://bucket/key with --uri-column, or two columns with --bucket-column and --key-column"
-            )
-        return chosen
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The one or two column names."""
-        return tuple(name for name in (self.uri, self.bucket, self.key) if name)
 
 
 class TablePart:

@@ -20,14 +20,18 @@ def unleased(models: Iterable[RunningModel], *, older_than_s: float = 0) -> list
 
     Args:
         models: running models.
-        older_than_s: leave out models that are STARTING or younger. One of unknown age counts as older.
+        older_than_s: exclude models that are STARTING or younger. One of unknown age counts as older.
     """
     return [
         model
         for model in models
         if model.is_leased is False
-        and not (older_than_s and (model.status == "STARTING" or (model.age_s or older_than_s) < older_than_s))
+        and not (older_than_s and (model.status == "STARTING" or _is_younger(model, older_than_s)))
     ]
+
+
+def _is_younger(model: RunningModel, seconds: float) -> bool:
+    return model.age_s is not None and model.age_s < seconds
 
 
 def unleased_event(models: Sequence[RunningModel], *, unread: Sequence[str] = ()) -> Event:

@@ -116,7 +116,7 @@ def nights(root: Root) -> Root:
     return root
 
 
-def test_the_newest_run_is_compared_with_the_previous_one_of_its_project(nights: Root) -> None:
+def test_the_newest_run_is_compared_with_the_one_before_it(nights: Root) -> None:
     night(nights, "n5", numbered(20, cats=8, first=80), days=7)
     comparison = batchcl.compare(str(nights))
     assert sides(comparison) == ("run n4", "run n5")
@@ -139,7 +139,7 @@ def test_a_baseline_has_all_runs_in_the_time_before(nights: Root) -> None:
     assert batchcl.compare(str(nights), "n4", baseline="7d").a.runs == ("n1", "n2", "n3")
 
 
-def test_an_image_of_several_runs_of_a_baseline_counts_once_with_its_newest_row(root: Root) -> None:
+def test_an_image_counts_once_in_a_baseline_with_its_newest_row(root: Root) -> None:
     for days in range(3):
         night(root, f"n{days}", numbered(10, cats=2 * days), days=days)
     night(root, "n3", numbered(10, cats=5), days=3)

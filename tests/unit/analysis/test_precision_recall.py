@@ -57,7 +57,7 @@ def test_curve_equals_that_of_scikit_learn(images: int, decimals: int) -> None:
 
 
 @pytest.mark.parametrize("decimals", [-1, 2])
-def test_chosen_thresholds_equal_a_search_over_scikit_learns_curve(decimals: int) -> None:
+def test_thresholds_equal_a_search_over_scikit_learns_curve(decimals: int) -> None:
     from sklearn.metrics import precision_recall_curve
 
     for seed in range(20):
@@ -106,7 +106,7 @@ def test_calibration_equals_that_of_scikit_learn() -> None:
     assert found.expected_calibration_error == pytest.approx(float((weights * abs(share - mean)).sum()))
 
 
-def test_a_calibration_bin_includes_its_lower_edge_and_the_last_one_100() -> None:
+def test_a_bin_includes_its_lower_edge_and_the_last_bin_100() -> None:
     confidence = np.array([100, 99.9, 70.1, 10, 9.99, 0], dtype=np.float32)
     found = reliability(confidence, np.zeros(6, dtype=np.bool_), bins=1000)
     assert np.flatnonzero(found.detections).tolist() == [0, 99, 100, 701, 999]
@@ -160,7 +160,7 @@ def test_intervals_of_metrics_are_corrected_for_optimism() -> None:
     assert found.f1[0] == pytest.approx(np.quantile(f1, 0.025) - optimism, abs=0.02)
 
 
-def test_resamples_without_a_positive_say_nothing_about_the_threshold() -> None:
+def test_resamples_without_a_positive_do_not_count() -> None:
     """The only cat is missing in a third of the resamples."""
     truth = np.array([True, False, False])
     scores = label_scores(truth, np.array([90, 80, NOT_DETECTED], dtype=np.float32))
@@ -193,7 +193,7 @@ def test_detections_of_one_image_are_resampled_together() -> None:
     assert high - low > 0.5
 
 
-def test_intervals_contain_the_metric_of_new_images_in_95_percent() -> None:
+def test_95_percent_of_intervals_contain_the_metric_of_new_images() -> None:
     """The threshold is chosen on 150 images; its true precision, recall and F1 are known from 300,000."""
     random = np.random.default_rng(5)
     new = Curve.of(label_scores(*random_images(random, 300_000, decimals=3, detected=1)))
@@ -219,7 +219,7 @@ def test_minimal_interval_is_wilsons(part: int, whole: int) -> None:
     assert _wilson(part, whole) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_an_interval_contains_the_minimal_one_and_stays_within_0_and_1() -> None:
+def test_an_interval_contains_the_minimal_one_within_0_and_1() -> None:
     assert _extended((0.8, 0.9), (0.85, 1.1)) == (0.8, 1.0)
     assert _extended((None, None), (0.2, 0.3)) == (0.2, 0.3)
     assert _extended((-0.1, 0.9), (0.85, 0.95)) == (0.0, 0.95)

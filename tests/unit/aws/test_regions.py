@@ -39,7 +39,7 @@ class Session(Aws):
         return self._region
 
     async def check_credentials(self) -> None:
-        """There are some."""
+        """Credentials are found."""
 
     @asynccontextmanager
     async def rekognition(self, *, region: str | None = None, renews: bool = True, **_: Any) -> AsyncIterator[Any]:

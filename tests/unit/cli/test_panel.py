@@ -64,7 +64,7 @@ def test_a_run_at_each_width(width, expected):
     assert lines(snapshot(), width=width - 1) == expected
 
 
-def test_a_low_terminal_gets_one_line():
+def test_a_terminal_with_few_rows_gets_one_line():
     assert lines(snapshot(), width=79, rows=7) == lines(snapshot(), width=79, rows=7)[:1]
     assert len(lines(snapshot(), width=79, rows=8)) == 3
 

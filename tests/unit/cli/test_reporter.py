@@ -85,9 +85,9 @@ def test_an_error_in_the_block_is_raised_unchanged(capsys):
 
 
 @contextmanager
-def live_panel() -> Iterator[tuple[_Live, Progress, Callable[..., list[str]]]]:
+def live_panel(columns: int = 80) -> Iterator[tuple[_Live, Progress, Callable[..., list[str]]]]:
     """A live reporter, its progress, and a function that returns the lines of its terminal at a time."""
-    screen = TerminalScreen(80, 10)
+    screen = TerminalScreen(columns, 10)
     use = ModelUse(status="STARTING", units=1, dollars=0.0)
     progress = Progress(model=lambda: use)
 
@@ -98,12 +98,13 @@ def live_panel() -> Iterator[tuple[_Live, Progress, Callable[..., list[str]]]]:
         sys.stderr.flush()
         return screen.lines()
 
-    with patch.object(sys, "stderr", _Stderr(screen)):
+    size = patch("batchcl.cli.panel._terminal_size", return_value=(columns, 10))
+    with size, patch.object(sys, "stderr", _Stderr(screen)):
         live = _Live()
         live.started(progress)
         yield live, progress, at
         live.close()
-    assert "model" not in screen.lines()[-1]
+    assert columns < 80 or "model" not in screen.lines()[-1]
 
 
 def test_the_panel_counts_since_when_the_model_has_its_status():
@@ -136,6 +137,17 @@ def test_the_other_process_is_named_until_the_run_is_taken_over():
         assert at(1.0)[-1] == "process 7 on w1 is dead; taking over its run"
         live.started(progress)
         assert at(2.0)[-1].startswith("model STARTING")
+
+
+def test_one_line_keeps_the_counters_of_a_process_that_is_followed():
+    with live_panel(columns=50) as (live, progress, at):
+        progress.planned, progress.listed = 10, True
+        live.notice(Notice("holder", "process 7 on w1 is working on run r"))
+        assert "0/10" in at(0.0, "RUNNING")[-1]
+        live.notice(Notice("holder-silent", "no heartbeat of process 7 on w1 for 20 s"))
+        assert "no heartbeat" in at(1.0, "RUNNING")[-1]
+        live.notice(Notice("holder-alive", "heartbeats again: process 7 on w1 is working on run r"))
+        assert "0/10" in at(2.0, "RUNNING")[-1]
 
 
 def test_a_draining_run_has_no_eta():

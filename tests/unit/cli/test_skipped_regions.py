@@ -29,7 +29,7 @@ def test_disabled_regions_are_one_line_and_no_error(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_a_silent_region_asks_for_a_repetition() -> None:
+def test_a_region_without_a_response_ends_with_exit_code_4() -> None:
     report_skipped([])
     with pytest.raises(StoppedError, match="some regions did not respond; repeat the command: us-east-2: listing"):
         report_skipped([skipped("us-east-2", RegionSkip.UNREACHABLE)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import threading
@@ -136,3 +137,11 @@ def test_which_terminals_get_a_panel(env, expected):
             assert streams.can_redraw() is expected
         with patch.object(sys, "stderr", io.StringIO()):
             assert not streams.can_redraw()
+
+
+def test_text_that_is_not_utf_8_is_escaped_in_json(capsys, monkeypatch):
+    monkeypatch.setattr(streams, "_is_json", True)
+    streams.log("kind", "name\udcff", fields={"path": "p\udcff", "images": 3})
+    (line,) = capsys.readouterr().err.splitlines()
+    logged = json.loads(line)
+    assert (logged["message"], logged["path"], logged["images"]) == ("name\\udcff", "p\\udcff", 3)

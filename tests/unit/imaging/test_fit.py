@@ -256,8 +256,8 @@ def test_a_png_is_compressed_more_only_if_it_must_be(monkeypatch: pytest.MonkeyP
     assert np.array_equal(np.asarray(pixels(slow.data)), np.asarray(smooth))
 
 
-class NotedLock:
-    """A lock that notes who comes to it."""
+class CountingLock:
+    """A lock that counts the attempts to acquire it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -273,7 +273,7 @@ class NotedLock:
 
 def test_the_pixels_that_are_decoded_at_once_are_limited() -> None:
     budget = PixelBudget(100)
-    budget._first = noted = NotedLock()  # type: ignore[assignment]
+    budget._first = counting = CountingLock()  # type: ignore[assignment]
     order: list[str] = []
 
     def decode(name: str, pixels: int, end: threading.Event) -> threading.Thread:
@@ -284,7 +284,7 @@ def test_the_pixels_that_are_decoded_at_once_are_limited() -> None:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        assert noted.arrivals.acquire(timeout=10)
+        assert counting.arrivals.acquire(timeout=10)
         return thread
 
     first, others = threading.Event(), threading.Event()

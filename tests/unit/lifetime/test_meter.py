@@ -129,8 +129,22 @@ def test_billing_that_ended_earlier_is_removed_from_the_current_use_first() -> N
     clock.now = 120
     meter.attribute({BilledUse.STOP: 1.0})
     meter.close(ago_s=20)
-    assert meter.read().seconds == {"scoring": 95, "stop": 0}
-    assert meter.read().dollars == 95
+    assert meter.read().seconds == {"scoring": 100, "stop": 5}, "what was counted before it was opened last remains"
+
+
+def test_a_closed_meter_may_be_closed_earlier() -> None:
+    meter, clock = meter_at()
+    meter.open(usd_per_second=1.0)
+    meter.enter(BilledUse.SCORING)
+    clock.now = 100
+    meter.close()
+    clock.now = 150
+    meter.close()
+    assert meter.read().seconds == {"scoring": 100}
+    meter.close(ago_s=120)
+    meter.close(ago_s=60)
+    assert meter.read().seconds == {"scoring": 30}
+    assert meter.read().dollars == 30
 
 
 def test_removed_seconds_leave_their_month() -> None:

@@ -536,7 +536,7 @@ def test_renewals_and_later_sessions_keep_the_time_of_the_start() -> None:
         await unknowing.share()
         sinces.append(leases(service)[lease_key(HOLDER)].since)
         await anyio.sleep(60)
-        await resumed.claim()  # to start it once more
+        await resumed.claim()  # to start it again
         sinces.append(leases(service)[lease_key(HOLDER)].since)
 
     run_virtual(main)

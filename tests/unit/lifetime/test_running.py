@@ -1,4 +1,4 @@
-"""What is known about running models, and which of them raise an alarm."""
+"""Leases, ages and costs of running models, and which of them raise an alarm."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def service(**leases: Any) -> Models:
     return models
 
 
-def test_only_running_models_are_described_and_nothing_is_changed() -> None:
+def test_only_running_models_are_described_and_none_is_changed() -> None:
     models = service(a=[lease("a", since=HOUR)], b=[])
     models.statuses["cats@starting"] = "STARTING"
     assert list(described(models)) == ["cats@a", "cats@b", "cats@starting"]
@@ -93,7 +93,7 @@ def test_the_cost_needs_constant_units(
     assert found.age_s == pytest.approx(3 * 3600)
 
 
-def test_without_a_lease_the_age_is_unknown_if_cloudwatch_refuses() -> None:
+def test_without_lease_and_cloudwatch_the_age_is_unknown() -> None:
     found = described(service(a=[]), Session(refused("AccessDeniedException")))["cats@a"]
     assert (found.age_s, found.cost_usd, found.is_leased) == (None, None, False)
     assert "allow the action" in found.note
@@ -127,12 +127,15 @@ def test_models_without_a_lease_raise_an_alarm_after_a_grace() -> None:
     models = [
         model("old"),
         model("young", age_s=600.0),
+        model("new", age_s=0.0),
         model("unknown", age_s=None, cost_usd=None),
         model("starting", status="STARTING", age_s=None),
         model("leased", is_leased=True),
         model("unreadable", is_leased=None),
     ]
-    assert [each.model for each in unleased(models)] == ["cats@old", "cats@young", "cats@unknown", "cats@starting"]
+    assert [each.model for each in unleased(models)] == [
+        *("cats@old", "cats@young", "cats@new", "cats@unknown", "cats@starting")
+    ]
     assert [each.model for each in unleased(models, older_than_s=3600)] == ["cats@old", "cats@unknown"]
 
 
@@ -147,7 +150,7 @@ def test_the_event_names_the_models_and_what_to_do() -> None:
     assert [each["cost_usd"] for each in event.fields["models"]] == [8.0, None]
 
 
-def test_without_models_the_event_is_a_success_unless_a_region_is_silent() -> None:
+def test_without_models_only_an_unread_region_is_no_success() -> None:
     assert (unleased_event([]).severity, unleased_event([]).exit_code) == ("info", ExitCode.DONE)
     assert unleased_event([], unread=["us-west-2"]).exit_code == ExitCode.STOPPED
 

@@ -42,7 +42,7 @@ def test_an_event_without_trouble_is_a_success_and_no_document(tmp_path):
     assert "batchcl_last_success_timestamp_seconds" in path.read_text()
 
 
-def test_a_back_end_that_fails_is_one_sentence_without_its_secret(tmp_path):
+def test_a_failing_back_end_is_one_sentence_without_its_secret(tmp_path):
     with receiving() as receiver:
         receiver.statuses = [404]
         targets = Targets(metrics_file=str(tmp_path / "gone" / "reap.prom"), webhook=f"{receiver.url}/secret?key=1")

@@ -73,7 +73,7 @@ def test_the_webhook_receives_trouble_and_the_end():
     assert (end["scored"], end["calls"], end["cost_usd"], end["model_left"]) == (110, 130, 1.5, None)
 
 
-def test_a_model_that_is_left_running_is_an_error_with_the_way_to_stop_it(tmp_path):
+def test_a_model_left_running_is_an_error_with_what_stops_it(tmp_path):
     stop_signal = StopSignal()
     stop_signal.on_abandoned = lambda: "the model birds@v1 could not be stopped; `batchcl model reap` stops it"
     path = tmp_path / "nightly.prom"
@@ -115,7 +115,7 @@ def test_a_request_is_repeated_after_an_error_that_may_pass():
     assert len(receiver.requests) == 6
 
 
-def test_a_redirect_is_a_failure_because_it_would_lose_the_document():
+def test_a_redirect_is_a_failure():
     with receiving() as receiver:
         receiver.statuses = [302]
         observer = run(Targets(webhook=receiver.url))
@@ -123,7 +123,7 @@ def test_a_redirect_is_a_failure_because_it_would_lose_the_document():
     assert observer.notices[-1].text.endswith("failed: HTTP status 302; the run is not affected")
 
 
-def test_a_refused_connection_and_an_unknown_host_are_described_without_the_path(monkeypatch):
+def test_connection_errors_are_described_without_the_path(monkeypatch):
     def resolve(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -137,7 +137,7 @@ def test_a_refused_connection_and_an_unknown_host_are_described_without_the_path
         Webhook("https://host.invalid/x", pauses_s=()).send(report)
 
 
-def test_the_end_of_the_event_loop_does_not_wait_for_a_name_lookup(monkeypatch):
+def test_closing_the_event_loop_does_not_wait_for_a_name_lookup(monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30))
     try:

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from batchcl.errors import StoppedError, UsageError
 from batchcl.events import Notice
 from batchcl.monitoring import Targets
-from batchcl.monitoring.metrics import METRICS, Sample
+from batchcl.monitoring.metrics import METRICS, Histogram, Sample
 from batchcl.monitoring.otel import OpenTelemetry
 from batchcl.monitoring.report import Report
 from batchcl.monitoring.sender import FLUSH_S
@@ -135,6 +135,20 @@ def test_differences_include_what_was_not_delivered_before(receiver, monkeypatch
     assert values == [10, 5, 11]
 
 
+def test_counters_that_begin_again_have_no_negative_difference(receiver, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    back_end = OpenTelemetry()
+    for total, counts in ((10, (4, 1)), (2, (1, 1))):  # those of the process that was followed, then our own
+        samples = (
+            Sample("batchcl_calls_total", total),
+            Sample("batchcl_call_duration_seconds", Histogram((0.1,), counts, 0.5)),
+        )
+        back_end.send(Report(stage="sample", samples=samples))
+    calls, durations = metrics_of(receiver)[1].scope_metrics[0].metrics
+    assert calls.sum.data_points[0].as_int == 2
+    assert list(durations.histogram.data_points[0].bucket_counts) == [1, 1]
+
+
 def test_a_failed_export_is_one_warning_and_not_a_log_line(receiver, caplog):
     receiver.statuses = [400, 400]
     with caplog.at_level(logging.DEBUG):
@@ -156,6 +170,12 @@ def test_another_protocol_is_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "grpc")
     with pytest.raises(UsageError, match=f"{variable} is 'grpc', but --otel sends http/protobuf"):
         run(TARGETS)
+
+
+def test_an_empty_variable_counts_as_unset(receiver, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "")
+    run(TARGETS)
+    assert receiver.paths == ["/v1/metrics", "/v1/traces"]
 
 
 def waited_for() -> set[threading.Thread]:
@@ -187,7 +207,7 @@ def test_a_receiver_that_hangs_delays_the_end_by_two_seconds(receiver):
     ]
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_named_with_the_install_command(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)

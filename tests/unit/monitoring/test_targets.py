@@ -4,7 +4,7 @@ import pytest
 
 from batchcl.errors import UsageError
 from batchcl.job import Job, load_job
-from batchcl.monitoring import OPTIONS, Targets
+from batchcl.monitoring import OPTIONS, Targets, environment
 from batchcl.monitoring.targets import redact, site
 from batchcl.options import option_fields
 
@@ -67,6 +67,21 @@ def test_monitoring_is_off_by_default_and_on_with_any_option(tmp_path):
     for name, value in values.items():
         assert Targets.of(job(**{name: value}))
     assert {each.name for each in option_fields().values() if each.option.panel == "Monitoring"} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "TRUE", "1", "no", "off", "0", "false"])
+def test_a_retry_reads_the_flag_of_a_variable_as_a_run_does(monkeypatch, text):
+    monkeypatch.setenv("BATCHCL_OTEL", text)
+    of_run = load_job(None, {"sources": ["x/"], "model": "m", "out": "out"}).otel
+    assert Targets.read(environment()).otel is of_run
+
+
+def test_an_invalid_variable_is_named_unless_a_flag_replaces_it(monkeypatch):
+    monkeypatch.setenv("BATCHCL_PING", "secret")
+    monkeypatch.setenv("BATCHCL_WEBHOOK", SECRET)
+    with pytest.raises(UsageError, match=r"^BATCHCL_PING: expected a URL such as https://host/path$"):
+        environment()
+    assert environment(without={"ping"}) == {"webhook": SECRET}
 
 
 def test_only_scheme_host_and_port_of_a_url_are_shown():

@@ -96,7 +96,7 @@ def test_values_of_labels_are_escaped():
     assert family.samples[0].labels == {"task": "x", "model": 'a"b\\c\nd', "root": "é", "version": ""}
 
 
-def test_readers_never_see_a_part_of_the_file_and_other_users_can_read_it(tmp_path):
+def test_readers_see_complete_files_that_every_user_can_read(tmp_path):
     path = tmp_path / "nightly.prom"
     texts = [render([Sample("batchcl_calls_total", number)] * 2000, task="nightly") for number in (1, 2)]
     writers = [MetricsFile(str(path)) for _ in range(2)]

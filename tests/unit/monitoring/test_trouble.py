@@ -10,15 +10,17 @@ SOURCE = Path(__file__).parents[3] / "src" / "batchcl"
 NO_TROUBLE = {
     "bad-label",
     "bad-line",
+    "budget-unused",
     "holder-silent",
     "holder-unknown",
     "lease-left",
-    "max-cost-idle",
     "max-in-flight",
     "min-confidence",
     "model-kept",
+    "model-units",
     "model-unknown",
     "monitoring-failed",
+    "not-measured",
     "report-failed",
 }
 """Warnings about the job and its inputs, which a person reads in the log the next morning."""
@@ -50,7 +52,7 @@ def test_the_same_trouble_is_reported_every_15_minutes_at_most():
     assert not passed.passes(Notice("bad-line", "", level="warning"), 1000.0)
 
 
-def test_ten_minutes_with_more_than_half_of_the_calls_throttled_are_trouble():
+def test_ten_minutes_with_most_calls_throttled_are_trouble():
     throttling, progress, found = Throttling(), Progress(), []
     for minute in range(40):
         progress.calls += 100

@@ -153,7 +153,7 @@ def test_processes_in_the_own_namespace_are_checked_directly():
         runs.communicate()
 
 
-def test_a_follower_notices_the_death_of_a_process_in_its_namespace_at_once():
+def test_a_follower_sees_a_death_in_its_namespace_at_once():
     runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     state = _process_state(runs.pid)
     assert state is not None

@@ -208,7 +208,7 @@ def write_orc(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def columns(**given: str) -> Any:
-    from batchcl.sources.tables import Columns
+    from batchcl.sources.base import Columns
 
     return Columns(**given)
 

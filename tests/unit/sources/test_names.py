@@ -14,9 +14,9 @@ import pytest
 
 from batchcl.choices import SourceKind
 from batchcl.images import ImageRef, check_limits
+from batchcl.sources.base import Columns
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
-from batchcl.sources.tables import Columns
 from unit.sources.test_open import JPEG, PNG, opened
 
 NAMES = ("user.name1", "x.pjpeg", "photo.jpg.orig", "scan.tif.v2", ".hidden", "a.gif")
