@@ -184,16 +184,16 @@ def test_a_run_that_is_repeated_after_its_time_of_day_waits_for_the_next_night()
 
     async def main() -> None:
         world, deadline = nights(), "00:10"
-        assert isinstance(await world.session(3000, ONE, name="long", deadline=deadline), StoppedError)
+        assert isinstance(await world.session(1500, ONE, name="long", deadline=deadline), StoppedError)
         record = orjson.loads(world.files["runs/long/run.json"])
         world.files["runs/long/run.json"] = orjson.dumps(record | {"started_at": EPOCH})  # in virtual time
         starts = world.models.calls.count(f"start {NAME}")
-        end = await world.session(3000, ONE, name="long", deadline=deadline)
+        end = await world.session(1500, ONE, name="long", deadline=deadline)
         assert isinstance(end, StoppedError)
         assert str(end).startswith("the deadline of 00:10 has passed")
         assert world.models.calls.count(f"start {NAME}") == starts
         await anyio.sleep(20 * 3600)
-        await world.night(3000, ONE, name="long", deadline=deadline)
+        await world.night(1500, ONE, name="long", deadline=deadline)
 
     run_simulation(main)
 

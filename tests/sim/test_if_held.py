@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
+from batchcl.arns import ModelArn
 from batchcl.choices import IfHeld
 from batchcl.errors import (
     BatchclError,
@@ -24,12 +25,14 @@ from batchcl.errors import (
 )
 from batchcl.events import Progress
 from batchcl.images import ImageRef
+from batchcl.job import Job
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import read_leases
 from batchcl.runs.record import read_summary
+from batchcl.scoring.run import new_record
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
-from fake_rekognition import refused
+from fake_rekognition import arn_of, refused
 from observers import RecordingObserver
 from sim.fake_world import RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
@@ -447,3 +450,9 @@ def test_a_run_that_is_done_needs_no_waiting():
         assert second.ended_s < 1
 
     run_simulation(main)
+
+
+def test_a_retry_does_not_inherit_the_wait_of_its_run():
+    job = Job(sources="x", out="y", model=arn_of("cats@v1"), if_held=IfHeld.WAIT)
+    record = new_record(job, ModelArn.parse(arn_of("cats@v1")), None)
+    assert "if_held" not in record.settings

@@ -133,7 +133,7 @@ def test_an_empty_list_is_an_error_as_without_a_minimum():
     run_simulation(main)
 
 
-@pytest.mark.parametrize("count", [120, 40])
+@pytest.mark.parametrize("count", [70, 40])
 def test_images_are_listed_once(count):
     async def pages(**more: Any) -> int:
         nights, faults = world(), FaultInjector()

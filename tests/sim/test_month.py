@@ -85,7 +85,7 @@ class Night:
     def event(self) -> str:
         """What is unforeseen."""
         events = {
-            KILLED: "killed, repeated after 5 minutes",
+            KILLED: f"killed, repeated after {PAUSE_S / 60:.0f} minutes",
             THROTTLED: "throttled until the deadline",
             CAPPED: "--max-cost reached",
             LAST: "--monthly-budget reached",

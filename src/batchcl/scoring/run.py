@@ -378,7 +378,7 @@ async def acquire_lease(
 
     recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
-        text = f"published the rows of {pluralize(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
+        text = f"published the rows of {pluralize(len(recovered), 'run')} that had ended early: {', '.join(recovered)}"
         context.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
 
 
@@ -612,7 +612,7 @@ def new_record(job: Job, model: ModelArn, run_id: str | None) -> RunRecord:
         model=model.text,
         fingerprint=fingerprint(scored_as),
         scored_as=scored_as,
-        settings=job.model_dump(mode="json", exclude={*scored_as, *OPTIONS}),
+        settings=job.model_dump(mode="json", exclude={*scored_as, *OPTIONS, "if_held"}),
         started_at=now,
         version=__version__,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from batchcl.emulator.capacity import AutoScaler, Latency
+from batchcl.emulator.capacity import AutoScaler, Capacity, Latency
 from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.fault_injection import Injector, load_faults, parse_faults
 from batchcl.errors import UsageError
@@ -223,6 +223,17 @@ def test_units_follow_the_load_one_step_at_a_time() -> None:
     assert scaler.advance(69) == []
     assert scaler.advance(1_000_000) == [(70, 1)]
     assert load(100, now=1_000_010) == [(1_000_010, 2)]
+
+
+def test_large_images_add_a_unit_with_fewer_calls() -> None:
+    for megapixels, changes in ((0.1, []), (1.0, [(10, 2)])):
+        capacity = Capacity(tps_per_unit=2, account_tps=100, control_tps=100, seconds_per_megapixel=1)
+        scaler = AutoScaler(min_units=1, max_units=3, tps_per_unit=2, period_s=10, now=0)
+        for second in range(10):
+            capacity.admit_inference("arn", units=5, now=second)
+            scaler.offer()
+            scaler.offer(capacity.charge_pixels("arn", round(megapixels * 1e6)))
+        assert scaler.advance(10) == changes
 
 
 def usage(server: Server) -> dict[str, Any]:
