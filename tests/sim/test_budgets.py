@@ -122,7 +122,7 @@ def test_a_budget_used_up_by_others_prevents_a_restart() -> None:
 
     async def main() -> None:
         world = night(monthly_budget=2.0)
-        other = replace(night(), name="dogs@v1", run_id="other", models=world.models, files=world.files)
+        other = replace(night(images=700), name="dogs@v1", run_id="other", models=world.models, files=world.files)
         world.models.statuses["dogs@v1"] = "STOPPED"
         halted = False
         held = Suspension()
