@@ -47,7 +47,6 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import deadline_at, limit_to_descriptors
 from batchcl.scoring.connections import open_manager, open_service
-from batchcl.scoring.min_batch import MinBatch, count_batch, postponed_summary, with_pauses
 from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
@@ -180,8 +179,10 @@ async def count_new_run(
     Otherwise the images that were read to decide that, with all after them, if they need not be listed again. Only a
     run without a record is postponed. `listing` closes what is not read.
     """
-    if state.is_resumed or state.sources is None:
+    if state.is_resumed or state.sources is None or job.min_images is None:
         return None
+    from batchcl.scoring.min_batch import MinBatch, count_batch, postponed_summary
+
     store, record = state.store, state.record
     min_batch = await MinBatch.of(job, store, record.model, now=record.started_at)
     incremental = incremental_filter(store, record, job, keep_index=True)
@@ -544,8 +545,11 @@ async def _begin(
     sources = state.sources
     if sources is not None and not worklist.shards:
         check_readable = partial(_check_first_images, sources, incremental_filter(state.store, record, job))
-        listed = state.pages
-        pages = sources.selection.pages(pause=pause) if listed is None else with_pauses(listed, pause)
+        pages = sources.selection.pages(pause=pause)
+        if state.pages is not None:
+            from batchcl.scoring.min_batch import with_pauses
+
+            pages = with_pauses(state.pages, pause)
         pages = closing_with(source_stack, pages)
         first = await first_page(pages, sources, job, check_readable=check_readable)
     if not state.is_resumed and not await record.create(state.store):

@@ -30,7 +30,6 @@ from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
-from batchcl.runs.status import count_incomplete
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
 from batchcl.scoring.auto_units import AutoUnitsChooser
@@ -328,6 +327,8 @@ class Session:
 
     async def _count_unopened(self) -> None:
         """Count what earlier sessions have recorded in shards that this one has neither opened nor found published."""
+        from batchcl.runs.status import count_incomplete
+
         counted = self.published.keys() | self._ledger.opened
         for each in await count_incomplete(self.store, self._paths, counted):
             self.progress.add_earlier(each)
