@@ -69,6 +69,13 @@ _LONGEST = (
     "test_soak.py::",
     "test_run_s3.py::test_throttling",
     "test_nightly.py::test_corrupt",
+    "test_report.py::test_two_nights",
+    "test_refusals.py::test_an_unreachable",
+    "test_credentials.py::test_rotated_keys",
+    "test_model.py::test_the_run_restarts",
+    "test_state_machine.py::TestNights",
+    "test_permissions.py::test_the_run_policy",
+    "test_pace.py::test_a_second_run",
 )
 """Tests of five seconds and more."""
 
