@@ -146,7 +146,7 @@ def send(data: bytes, *, seconds: float) -> None:
 
 
 async def work(data: bytes, *, threads: int, seconds: float) -> dict[str, float | int]:
-    """How many images so many threads change."""
+    """The number of images that the threads change."""
     changed = 0
 
     async def change() -> None:

@@ -23,7 +23,7 @@ from batchcl.runs.worklist import ImageRows, WorkList
 __all__ = ["SampledImages", "draw_sample"]
 
 _MOST_IMAGES: Final = 320_000
-"""The sample is drawn from random shards with about so many images: all of them are in memory while it is scored."""
+"""The sample is drawn from random shards with about this many images, which are in memory while it is scored."""
 
 _AT_ONCE: Final = 500
 

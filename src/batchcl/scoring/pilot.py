@@ -41,7 +41,7 @@ from batchcl.summary import SessionRecord
 __all__ = ["PILOT_IMAGES", "Pilot", "PilotProposal", "PilotRate", "pilot", "propose", "rate_of", "read_pilot"]
 
 PILOT_IMAGES: Final = 300
-"""The rate of so many images is known to 11 %."""
+"""The rate of 300 images is known to 11 %."""
 
 _Z: Final = 1.96
 _RISING_S: Final = 20.0

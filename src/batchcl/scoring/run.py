@@ -268,8 +268,8 @@ async def execute(
         state: what exists of the run.
         context: connections, observer and stop signal.
         dead: the run's last session, if that was found dead just now.
-        sample_images: complete the work list first, then score a sample of so many images, unless sessions of this run
-            have called for as many; None to score all images.
+        sample_images: complete the work list first, then score a sample of this size, unless sessions of this run
+            have called for as many images; None to score all.
     """
     if state.is_resumed and job.has_passed_deadline(since=state.record.started_at, now=context.utcnow()):
         context = replace(context, ends_at=anyio.current_time())
