@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import anyio
 import anyio.to_thread
 import pyarrow as pa
 
@@ -28,6 +29,9 @@ __all__ = ["Journal", "JournalChunk", "JournalContent"]
 _WRITER: Final = b"batchcl.writer"
 _CUT: Final = b"batchcl.cut"
 _AT_ONCE: Final = 16
+_LISTING_PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Pauses between listings that lack a segment: S3 lists what was written before, some other stores do so later."""
+
 _REMEDY: Final = "restore the journal, or score the remaining images with --incremental and another --run-id"
 
 
@@ -77,10 +81,24 @@ class Journal:
         self._staged: bytes | None = None
 
     async def read(self) -> JournalContent:
-        """Read all segments. Later writes append after them."""
-        files = await self._store.list_all(self._paths.journal(self._shard))
-        numbers = [segment_number(file.path) for file in files]
-        self._next = 1 + max(numbers, default=-1)
+        """Read all segments. Later writes append after them.
+
+        Raises:
+            OutputError: a segment is corrupt, or the store does not list one that this object has written or read.
+        """
+        for pause_s in (*_LISTING_PAUSES_S, None):
+            files = await self._store.list_all(self._paths.journal(self._shard))
+            numbers = [segment_number(file.path) for file in files]
+            after_last = 1 + max(numbers, default=-1)
+            if after_last >= self._next:
+                break
+            if pause_s is None:
+                raise OutputError(
+                    f"{self._store.uri(self._paths.segment(self._shard, self._next - 1))} was written, but the store "
+                    "does not list it; repeat the command once it does, or use another output root"
+                )
+            await anyio.sleep(pause_s)
+        self._next = after_last
         segments = await gather(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
         return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))

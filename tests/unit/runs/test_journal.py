@@ -8,14 +8,16 @@ import io
 import anyio
 import pyarrow as pa
 import pytest
+from obstore.store import MemoryStore
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.outcomes import Failed, Label, Scored
 from batchcl.runs.entries import JournalEntry, entry_table, of_round, positions
-from batchcl.runs.journal import Journal
+from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.store import Store
+from batchcl.runs.store import Store, StoredFile
+from virtual import run_virtual
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(6)]
@@ -170,3 +172,34 @@ def test_a_write_with_a_lost_response_is_recognized():
         assert positions(await read(store)) == [0, 1]
 
     anyio.run(main)
+
+
+class LateListing(Store):
+    """A store whose listings lack the newest file until `late` of them were returned."""
+
+    late = 0
+
+    async def list_all(self, prefix: str) -> list[StoredFile]:
+        files = await super().list_all(prefix)
+        self.late -= 1
+        return files[:-1] if self.late >= 0 else files
+
+
+async def cut_journal(store: LateListing, *, late: int) -> JournalContent:
+    writer = journal(store, "w")
+    await writer.read()
+    await writer.write(scored(0))
+    await writer.cut()
+    store.late = late
+    return await writer.read()
+
+
+def test_a_segment_that_is_listed_late_is_waited_for():
+    content = run_virtual(lambda: cut_journal(LateListing("memory", MemoryStore()), late=3))
+    assert content.uncut is None, "without the cut, the chunk would not be published"
+    assert len(content.chunks) == 1
+
+
+def test_a_segment_that_is_never_listed_is_an_error():
+    with pytest.raises(OutputError, match=r"00001\.arrow was written, but the store does not list it"):
+        run_virtual(lambda: cut_journal(LateListing("memory", MemoryStore()), late=1000))
