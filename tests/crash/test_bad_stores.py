@@ -155,8 +155,11 @@ def proxied(target: str) -> Iterator[Proxy]:
 
 
 def _delete(endpoint: str, path: str) -> None:
+    """Delete an object if it exists, so that the PUT that follows replaces it."""
     bucket, _, key = path.removeprefix("/").partition("/")
-    client("s3", endpoint).delete_object(Bucket=bucket, Key=key)
+    s3 = client("s3", endpoint)
+    if any(each["Key"] == key for each in s3.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())):
+        s3.delete_object(Bucket=bucket, Key=key)
 
 
 @pytest.mark.parametrize(("puts", "reads"), [(3, False), (25, True)])
