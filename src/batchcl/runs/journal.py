@@ -22,7 +22,7 @@ from batchcl.errors import OutputError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.entries import ENTRIES, JournalEntry, entry_table
 from batchcl.runs.layout import RunPaths, segment_number
-from batchcl.runs.store import Store
+from batchcl.runs.store import Store, StoredFile
 
 __all__ = ["Journal", "JournalChunk", "JournalContent"]
 
@@ -79,6 +79,7 @@ class Journal:
         self._writer = writer
         self._next = 0
         self._staged: bytes | None = None
+        self._lock = anyio.Lock()
 
     async def read(self) -> JournalContent:
         """Read all segments. Later writes append after them.
@@ -86,22 +87,25 @@ class Journal:
         Raises:
             OutputError: a segment is corrupt, or the store does not list one that this object has written or read.
         """
-        for pause_s in (*_LISTING_PAUSES_S, None):
-            files = await self._store.list_all(self._paths.journal(self._shard))
-            numbers = [segment_number(file.path) for file in files]
-            after_last = 1 + max(numbers, default=-1)
-            if after_last >= self._next:
-                break
-            if pause_s is None:
-                raise OutputError(
-                    f"{self._store.uri(self._paths.segment(self._shard, self._next - 1))} was written, but the store "
-                    "does not list it; repeat the command once it does, or use another output root"
-                )
-            await anyio.sleep(pause_s)
-        self._next = after_last
+        async with self._lock:
+            files, numbers = await self._list()
+            self._next = 1 + max(numbers, default=-1)
         segments = await gather(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
         return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))
+
+    async def _list(self) -> tuple[list[StoredFile], list[int]]:
+        """The files of all segments, and their numbers; waits for those that the store does not list yet."""
+        for pause_s in (0, *_LISTING_PAUSES_S):
+            await anyio.sleep(pause_s)
+            files = await self._store.list_all(self._paths.journal(self._shard))
+            numbers = [segment_number(file.path) for file in files]
+            if max(numbers, default=-1) >= self._next - 1:
+                return files, numbers
+        raise OutputError(
+            f"{self._store.uri(self._paths.segment(self._shard, self._next - 1))} was written, but the store does "
+            "not list it; repeat the command once it does, or use another output root"
+        )
 
     async def stage(self, entries: Sequence[JournalEntry], *, round_: int, fit: bool = False) -> int:
         """Prepare `entries` as the next segment, which `flush` writes; returns their number."""
@@ -115,13 +119,15 @@ class Journal:
     async def flush(self) -> None:
         """Write the staged segment. Raises `StoppedError` if another process has created it.
 
-        A write that fails or is cancelled may have taken effect; calling again writes the same bytes.
+        A write that fails or is cancelled may have taken effect; calling again writes the same bytes. Concurrent calls
+        write it once.
         """
-        if self._staged is not None:
-            path = self._paths.segment(self._shard, self._next)
-            await self._store.put_exclusive(path, self._staged, what=f"the journal of shard {self._shard}")
-            self._next += 1
-            self._staged = None
+        async with self._lock:
+            if self._staged is not None:
+                path = self._paths.segment(self._shard, self._next)
+                await self._store.put_exclusive(path, self._staged, what=f"the journal of shard {self._shard}")
+                self._next += 1
+                self._staged = None
 
     async def cut(self) -> None:
         """Close the current chunk. Raises `StoppedError` as `flush` does."""

@@ -203,3 +203,29 @@ def test_a_segment_that_is_listed_late_is_waited_for():
 def test_a_segment_that_is_never_listed_is_an_error():
     with pytest.raises(OutputError, match=r"00001\.arrow was written, but the store does not list it"):
         run_virtual(lambda: cut_journal(LateListing("memory", MemoryStore()), late=1000))
+
+
+class SlowPuts(Store):
+    """A store whose writes take a second."""
+
+    puts = 0
+
+    async def put_exclusive(self, path: str, data: bytes, *, what: str) -> None:
+        self.puts += 1
+        await anyio.sleep(1)
+        await super().put_exclusive(path, data, what=what)
+
+
+def test_concurrent_flushes_write_a_segment_once():
+    async def main() -> None:
+        store = SlowPuts("memory", MemoryStore())
+        writer = journal(store, "w")
+        async with anyio.create_task_group() as group:
+            group.start_soon(writer.cut)
+            await anyio.sleep(0.5)
+            group.start_soon(writer.flush)
+        assert store.puts == 1
+        await writer.write(scored(0))
+        assert (await read(store)).num_rows == 1, "no number is missing"
+
+    run_virtual(main)
