@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign alerts airflow installed containers bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign screenshots alerts airflow installed containers bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -32,11 +32,12 @@ demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 test: lint       ## lint, types and all tests, as CI runs them
 	@$(MAKE) --no-print-directory --jobs=2 types unit
 
-lint: $(STAMP)   ## ruff, the layers of the packages, and the format of Markdown
+lint: $(STAMP)   ## ruff, the layers of the packages, the format of Markdown, and the documentation as a site in site/
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mdformat --check $(MARKDOWN)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
@@ -84,8 +85,12 @@ airflow: $(STAMP)  ## run the operators in a real Airflow, in a virtual environm
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
-docs: $(STAMP)   ## rewrite the tables of docs/ that are generated
+docs: $(STAMP)   ## rewrite the tables of docs/ that are generated, and make the site: open site/index.html
 	@$(BIN)/python tests/job_table.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+screenshots: $(STAMP)  ## make the pictures of docs/images again; needs chromium
+	@PYTHONPATH=tests $(BIN)/python tests/screenshots.py
 
 format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix .
@@ -93,5 +98,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build .ruff_cache \
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build site .ruff_cache \
 	  .mypy_cache .pytest_cache .hypothesis
