@@ -167,8 +167,9 @@ def _long(option: Any) -> str:
 
 
 def _mentions(name: str, words: dict[str, str]) -> str:
-    """Links to at most three pages that mention `name` in code."""
-    found = [page for page, text in words.items() if f" {name} " in text]
+    """Links to the three pages that mention `name` in code most often."""
+    counts = {page: text.count(f" {name} ") for page, text in words.items()}
+    found = sorted((page for page, count in counts.items() if count), key=lambda page: -counts[page])
     return ", ".join(f"[{page.removesuffix('.md')}]({page})" for page in found[:3])
 
 
@@ -213,14 +214,15 @@ def _example_files() -> Iterator[str]:
         "# Example files\n\nThe files of the folder configs, and the Dockerfile; they are in the source distribution, "
         "too.\n"
     )
-    files = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = [path for path in (ROOT / "configs").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     folder = ROOT / "configs"
-    for path in [*files, ROOT / "Dockerfile"]:
-        if path.parent not in {folder, ROOT}:
-            folder = path.parent
-            yield f"\n## {folder.relative_to(ROOT).as_posix()} {{ #{_slug(folder.relative_to(ROOT).as_posix())} }}\n"
+    for path in [ROOT / "Dockerfile", *sorted(files, key=lambda path: (path.parent != folder, path))]:
         name = path.relative_to(ROOT).as_posix()
-        yield f"\n### {name} {{ #{_slug(name)} }}\n\n"
+        in_folder = name.count("/") > 1
+        if in_folder and path.parent != folder:
+            folder = path.parent
+            yield f"\n## {posixpath.dirname(name)} {{ #{_slug(posixpath.dirname(name))} }}\n"
+        yield f"\n{'###' if in_folder else '##'} {path.name} {{ #{_slug(name)} }}\n\n"
         yield f"````{_KIND.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8').rstrip()}\n````\n"
 
 
