@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, sync_playwright
 from terminals import on_terminal
 
 _COLUMNS: Final = 100
-_ROWS: Final = 6
+_ROWS: Final = 12
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 _COLORS: Final = {"default": "#e0e0e0", "green": "#8bc34a", "red": "#ef5350", "brown": "#ffb74d", "cyan": "#4dd0e1"}
 _PAGE: Final = """<body style="margin:0"><pre style="margin:0;padding:14px 18px;background:#1e1e1e;color:#e0e0e0;
@@ -53,7 +53,8 @@ def _live_panel(root: Path) -> str:
     command = [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"]
     with on_terminal(command, os.environ, columns=_COLUMNS, rows=_ROWS) as (terminal, _process):
         terminal.await_(lambda text: any(f" {n}/300 images" in text for n in range(140, 200)))
-        return "\n".join(_row(terminal.screen.buffer[n]) for n in range(_ROWS))
+        rows = [_row(terminal.screen.buffer[n]) for n in range(_ROWS)]
+    return "\n".join([row for row in rows if row][-5:])  # two lines of the log, and the panel
 
 
 def _row(row: dict[int, pyte.screens.Char]) -> str:
