@@ -36,6 +36,7 @@ from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.status import RunState
 from batchcl.scoring.estimates import Estimate
+from batchcl.scoring.pilot import Pilot
 from batchcl.scoring.plan import DeadlinePlan, Plan
 from batchcl.summary import SessionRecord, SourceCounts, Summary
 from observers import snapshot
@@ -350,8 +351,9 @@ def test_the_documented_panel_is_the_real_one():
         ("The summary", Summary),
         ("Fields of a session", SessionRecord),
         ("The state of a run", RunState),
+        ("The pilot", Pilot),
     ],
-    ids=["progress", "summary", "session", "state"],
+    ids=["progress", "summary", "session", "state", "pilot"],
 )
 def test_documented_fields_equal_the_record(heading, record):
     assert sorted(names(OUTPUT, heading)) == sorted(_field_names(record))
