@@ -31,6 +31,7 @@ from batchcl.emulator.fault_injection import Kind
 from batchcl.errors import ExitCode
 from batchcl.events import Snapshot
 from batchcl.job import Job, load_job
+from batchcl.lifetime.state_machine import TRANSITIONS, ModelEvent, ModelState
 from batchcl.monitoring.trouble import TROUBLE
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
@@ -386,6 +387,20 @@ def test_documented_permissions_equal_the_policy(heading, policy):
     statements = json.loads((ROOT / "configs" / "iam" / f"{policy}.json").read_text())["Statement"]
     actions = {each["Sid"]: each["Action"] for each in statements}
     assert found == {name: [each] if isinstance(each, str) else each for name, each in actions.items()}
+
+
+def test_documented_states_of_the_model_equal_the_transitions():
+    changes = {
+        (old.name, new.name)
+        for (old, event), (new, _) in TRANSITIONS.items()
+        if old is not new and event is not ModelEvent.TAKEN_OVER
+    }
+    rows = table(ROOT / "docs" / "model-life-cycle.md", "States")
+    assert [row[0] for row in rows] == [f"`{state.name}`" for state in ModelState]
+    found = {
+        (old.strip("`"), new) for old, _, cell in rows for new in re.findall(r"(?:^|\. |, )`([A-Z_]+)`(?=[:,.])", cell)
+    }
+    assert found == changes
 
 
 def test_documented_faults_of_the_emulator_equal_the_code():
