@@ -8,6 +8,7 @@ README.md and docs/analysis.md are run too. Every `batchcl …` in code must be 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyarrow as pa
 import pytest
@@ -26,11 +27,19 @@ from typer.core import TyperGroup
 import job_table
 from batchcl.cli.app import app
 from batchcl.cli.panel import render
+from batchcl.emulator.fault_injection import Kind
 from batchcl.errors import ExitCode
 from batchcl.events import Snapshot
 from batchcl.job import Job, load_job
+from batchcl.lifetime.state_machine import TRANSITIONS, ModelEvent, ModelState
+from batchcl.monitoring.trouble import TROUBLE
 from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.status import RunState
+from batchcl.scoring.estimates import Estimate
+from batchcl.scoring.pilot import Pilot
+from batchcl.scoring.plan import DeadlinePlan, Plan
+from batchcl.summary import SessionRecord, SourceCounts, Summary
 from observers import snapshot
 from servers import already_trained, aws_env, client, make_bucket
 
@@ -45,6 +54,7 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted(ROOT.glob("docs/*.md")),
 ]
+OUTPUT = ROOT / "docs" / "output.md"
 BUCKETS = ("acme-photos", "acme-tables")
 SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
 TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md"}
@@ -53,6 +63,8 @@ TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md"}
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FLAG = re.compile(r"\"(--[a-z-]+)\"")
 _SPAN = re.compile(r"`([^`\n]+)`")
+_CODE = re.compile(r"`([^`]+)`")
+_EVENT = re.compile(r"\b(?:Notice|_queue_notice|log)\(\s*\"([a-z-]+)\"|\bevent=\"([a-z-]+)\"")
 _LINK = re.compile(r"\]\((?P<path>[^)#:\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 _COMMAND = re.compile(r"(?<![\w'\[/.-])(?<!from )(?:\.venv/bin/)?batchcl (?P<rest>[a-z].*)")
 _END = frozenset({"|", "&&", ";", "||", ">", ">>", "#"})
@@ -152,6 +164,11 @@ def table(page: Path, heading: str) -> list[list[str]]:
     rows = [line for line in section.splitlines() if line.startswith("|")]
     end = next((n for n, row in enumerate(rows) if n > 1 and set(row) <= set("|- ")), len(rows) + 1) - 1
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[2:end]]
+
+
+def names(page: Path, heading: str) -> list[str]:
+    """The names in the first column of the first table below `heading`."""
+    return [name for row in table(page, heading) for name in _CODE.findall(row[0])]
 
 
 def anchors(page: Path) -> set[str]:
@@ -293,7 +310,7 @@ def test_every_command_is_mentioned():
 
 
 def test_every_exit_code_is_documented():
-    codes = [int(row[0]) for row in table(ROOT / "docs" / "nightly.md", "Exit codes")]
+    codes = [int(row[0]) for row in table(ROOT / "docs" / "exit-codes.md", "Exit codes") if row[0]]
     assert codes == sorted(ExitCode)
     states = [int(row[0].partition(",")[0]) for row in table(ROOT / "docs" / "airflow.md", "Exit codes")]
     assert states == sorted(ExitCode)
@@ -321,16 +338,73 @@ def _type(field: pa.Field) -> str:
 def test_documented_permanent_failures_equal_the_code_table():
     yes = {True: "yes", False: "no"}
     rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
-    assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
+    assert table(ROOT / "docs" / "outcomes.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
 
 
 def test_the_documented_panel_is_the_real_one():
-    assert blocks(ROOT / "docs" / "runs.md", "text") == [render(snapshot(), width=79).plain + "\n"]
+    assert blocks(OUTPUT, "text") == [render(snapshot(), width=79).plain + "\n"]
 
 
-def test_documented_fields_of_progress_equal_the_snapshot():
-    cells = [row[0] for row in table(ROOT / "docs" / "runs.md", "Progress in logs")]
-    assert ", ".join(cells).replace("`", "").split(", ") == [field.name for field in fields(Snapshot)]
+@pytest.mark.parametrize(
+    ("heading", "record"),
+    [
+        ("Fields of progress", Snapshot),
+        ("The summary", Summary),
+        ("Fields of a session", SessionRecord),
+        ("The state of a run", RunState),
+        ("The pilot", Pilot),
+    ],
+    ids=["progress", "summary", "session", "state", "pilot"],
+)
+def test_documented_fields_equal_the_record(heading, record):
+    assert sorted(names(OUTPUT, heading)) == sorted(_field_names(record))
+
+
+def test_documented_fields_of_a_plan_equal_the_record():
+    own = set(_field_names(Plan)) - set(_field_names(SourceCounts))
+    assert sorted(names(OUTPUT, "The plan")) == sorted([*own, "unread"])
+    meanings = {row[0]: _CODE.findall(row[1]) for row in table(OUTPUT, "The plan")}
+    assert meanings["`deadline`"] == _field_names(DeadlinePlan)
+    full_names = {re.sub("_(low|high)$", "", name) for name in _field_names(Estimate)}
+    assert set(meanings["`estimates`"]) - {"_low", "_high"} == full_names
+
+
+def _field_names(record: type[Any]) -> list[str]:
+    return [field.name for field in fields(record)]
+
+
+def test_documented_events_equal_those_in_the_code():
+    source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    kinds = {kind for found in _EVENT.findall(source) for kind in found if kind} | {"message"}
+    assert sorted(names(OUTPUT, "Events")) == sorted(kinds - set(TROUBLE))
+
+
+@pytest.mark.parametrize(
+    ("heading", "policy"), [("Scoring", "run"), ("Training", "lifecycle"), ("Reaping", "reap")], ids=lambda name: name
+)
+def test_documented_permissions_equal_the_policy(heading, policy):
+    found = {row[0].strip("`"): _CODE.findall(row[1]) for row in table(ROOT / "docs" / "permissions.md", heading)}
+    statements = json.loads((ROOT / "configs" / "iam" / f"{policy}.json").read_text())["Statement"]
+    actions = {each["Sid"]: each["Action"] for each in statements}
+    assert found == {name: [each] if isinstance(each, str) else each for name, each in actions.items()}
+
+
+def test_documented_states_of_the_model_equal_the_transitions():
+    changes = {
+        (old.name, new.name)
+        for (old, event), (new, _) in TRANSITIONS.items()
+        if old is not new and event is not ModelEvent.TAKEN_OVER
+    }
+    rows = table(ROOT / "docs" / "model-life-cycle.md", "States")
+    assert [row[0] for row in rows] == [f"`{state.name}`" for state in ModelState]
+    found = {
+        (old.strip("`"), new) for old, _, cell in rows for new in re.findall(r"(?:^|\. |, )`([A-Z_]+)`(?=[:,.])", cell)
+    }
+    assert found == changes
+
+
+def test_documented_faults_of_the_emulator_equal_the_code():
+    assert names(ROOT / "docs" / "emulator-service.md", "Faults") == [*get_args(Kind)]
 
 
 def test_the_table_of_options_is_current():

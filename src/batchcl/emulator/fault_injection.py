@@ -57,7 +57,7 @@ class Rule(BaseModel):
     """One fault.
 
     Attributes:
-        kind: of the fault; see docs/emulator.md.
+        kind: of the fault; see docs/emulator-service.md.
         operation: the operation whose calls the rule applies to; `*` for all.
         share: of these calls that fail, 0 to 1.
         skip: number of calls that are skipped first.

@@ -22,7 +22,7 @@ from unit.analysis.conftest import Root, scored
 from unit.analysis.test_evaluate import line
 
 PAGE = Path(__file__).parents[3] / "docs" / "thresholds.md"
-_BLOCK = re.compile(r"^```(?P<kind>|python|toml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _DECIMAL = re.compile(r"\d+\.\d+")
 _MASKS = [(re.compile(r"chosen by batchcl \S+, \S+"), "chosen by batchcl VERSION, TIME")]
 
@@ -72,6 +72,8 @@ def test_the_page_shows_real_output(cli, tmp_path: Path) -> None:
 
     def output(block: re.Match[str]) -> str:
         kind, code = block["kind"], block["code"]
+        if kind == "sh":
+            return code
         if kind == "toml":
             return (tmp_path / "thresholds.toml").read_text(encoding="utf-8")
         if kind == "python":

@@ -1,4 +1,4 @@
-"""docs/monitoring.md lists the metrics, the kinds of trouble and the alerts as they are."""
+"""docs/metrics.md lists the metrics, the kinds of trouble and the alerts as they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from batchcl.monitoring.metrics import METRICS, Metric
 from batchcl.monitoring.trouble import TROUBLE
 from unit.monitoring.test_alerts import RULES
 
-PAGE = Path(__file__).parents[3] / "docs" / "monitoring.md"
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def table(heading: str) -> list[list[str]]:
