@@ -103,8 +103,10 @@ class Installation:
         return list(json.loads(shown.out))
 
 
-def install(installer: str, archive: Path, extra: str, folder: Path, env: Mapping[str, str]) -> Installation:
-    """Install `archive`, a wheel or sdist, with an extra or ''."""
+def install(
+    installer: str, archive: Path, extra: str, folder: Path, env: Mapping[str, str], *, python: str = sys.executable
+) -> Installation:
+    """Install `archive`, a wheel or sdist, with an extra or '', in an environment with the Python `python`."""
     url = archive.as_uri()
     requirement = f"batchcl[{extra}] @ {url}" if extra else f"batchcl @ {url}"
     tools = Path(os.environ["BATCHCL_INSTALLERS"]).absolute()
@@ -113,18 +115,18 @@ def install(installer: str, archive: Path, extra: str, folder: Path, env: Mappin
     search = f"{prefix}/bin:{tools}:{env['PATH']}"
     if installer == "pip":
         own = {"PATH": search}
-        commands = [[sys.executable, "-m", "venv", str(prefix)], [f"{prefix}/bin/pip", "install", requirement]]
+        commands = [[python, "-m", "venv", str(prefix)], [f"{prefix}/bin/pip", "install", requirement]]
     elif installer == "uv":
         own = {"PATH": search, "VIRTUAL_ENV": str(prefix)}
-        commands = [[uv, "venv", "--python", sys.executable, str(prefix)], [uv, "pip", "install", requirement]]
+        commands = [[uv, "venv", "--python", python, str(prefix)], [uv, "pip", "install", requirement]]
     elif installer == "uv tool":
         prefix = folder / "batchcl"
         own = {"PATH": search, "UV_TOOL_DIR": str(folder), "UV_TOOL_BIN_DIR": str(folder / "bin")}
-        commands = [[uv, "tool", "install", "--python", sys.executable, requirement]]
+        commands = [[uv, "tool", "install", "--python", python, requirement]]
     else:
         prefix = folder / "venvs" / "batchcl"
         own = {"PATH": search, "PIPX_HOME": str(folder), "PIPX_BIN_DIR": str(folder / "bin")}
-        commands = [[f"{tools}/pipx", "install", "--python", sys.executable, requirement]]
+        commands = [[f"{tools}/pipx", "install", "--python", python, requirement]]
     installation = Installation(prefix, {**env, **own})
     for command in commands:
         done = subprocess.run(
