@@ -9,11 +9,13 @@ from pathlib import Path
 from unittest import mock
 
 import anyio
+import duckdb
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcl import export_parquet, open_results
+from batchcl import __version__, export_parquet, open_results
 from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws
 from batchcl.errors import OutputError
@@ -26,6 +28,7 @@ from batchcl.sources.from_results import open_published_images
 from unit.analysis.conftest import Root, arn_of, failed, scored
 from unit.sources.lists import selected
 
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 CAT = Label("cat", 95)
 IMAGE = ImageRef(uri="s3://b/a", bucket="b", key="a", etag="e1")
 
@@ -40,9 +43,9 @@ def root(tmp_path: Path) -> Root:
     return root
 
 
-def rewrite(root: Root, *, schema: str = "1", add: bool = False) -> None:
-    """Rewrite all files of the newer run as another version writes them."""
-    for path in root.path.rglob("r2-*.parquet"):
+def rewrite(root: Root, *, schema: str = "1", add: bool = False, run_id: str = "r2") -> None:
+    """Rewrite all files of a run as another version writes them."""
+    for path in root.path.rglob(f"{run_id}-*.parquet"):
         table = pq.read_table(path, partitioning=None)
         metadata = {**table.schema.metadata, b"batchcl.schema": schema.encode(), b"batchcl.version": b"0.9.0"}
         if add:
@@ -104,8 +107,10 @@ def test_a_later_schema_is_refused_in_one_sentence(root: Root, read: Callable[[R
         r"^\S+\.parquet has schema 2 of batchcl 0\.9\.0, and this is batchcl \S+, which reads schema 1; "
         r"use batchcl 0\.9\.0 or later$"
     )
-    with pytest.raises(OutputError, match=sentence):
+    with pytest.raises(OutputError, match=sentence) as refused:
         read(root)
+    shown = str(refused.value).partition(".parquet ")[2].replace(f"is batchcl {__version__}", "is batchcl 0.1.0")
+    assert shown in PAGE.read_text()
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -114,3 +119,24 @@ def test_more_columns_of_the_same_schema_are_ignored(root: Root, read: Callable[
     assert before
     rewrite(root, add=True)
     assert read(root) == before
+
+
+@pytest.mark.parametrize("run_id", ["r1", "r2"])
+def test_other_readers_see_an_added_column_as_documented(root: Root, run_id: str) -> None:
+    rewrite(root, add=True, run_id=run_id)
+    glob = f"{root}/results/*/*/*.parquet"
+    first = run_id == "r1"  # whether the first file has it
+    with pytest.raises(pl.exceptions.PolarsError):
+        pl.scan_parquet(glob, hive_partitioning=True).collect()
+    frame = pl.scan_parquet(glob, hive_partitioning=True, missing_columns="insert", extra_columns="ignore").collect()
+    assert (frame.height, "added" in frame.columns) == (2, first)
+    table = pq.read_table(root.path / "results")
+    assert (table.num_rows, "added" in table.column_names) == (2, first)
+    united = duckdb.execute(f"SELECT added FROM read_parquet('{glob}', hive_partitioning=true, union_by_name=true)")
+    assert sorted(united.fetchall(), key=str) == [("x",), (None,)]
+    plain = f"SELECT * FROM read_parquet('{glob}', hive_partitioning=true)"
+    if first:
+        with pytest.raises(duckdb.Error):
+            duckdb.execute(plain).fetchall()
+    else:
+        assert "added" not in [name for name, *_ in duckdb.execute(plain).description]
