@@ -1,4 +1,4 @@
-"""Tables that a later version has written: more columns are ignored, another schema is refused by every reader."""
+"""What docs/compatibility.md promises about names, and about tables that another version has written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,19 @@ from batchcl.runs import incremental
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
 from batchcl.sources.from_results import open_published_images
+from stable_names import recorded_names, stable_names
 from unit.analysis.conftest import Root, arn_of, failed, scored
 from unit.sources.lists import selected
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+RECORD = "record the names with: .venv/bin/python tests/stable_names.py"
 CAT = Label("cat", 95)
 IMAGE = ImageRef(uri="s3://b/a", bucket="b", key="a", etag="e1")
+
+
+def test_no_stable_name_is_removed_or_changed() -> None:
+    removed = recorded_names() - stable_names()
+    assert not removed, f"keep them; or, in a minor version, say in CHANGELOG.md what to do, and {RECORD}"
 
 
 @pytest.fixture
