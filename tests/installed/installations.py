@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ATTEMPTS", "INSTALLERS", "PROVIDED", "Installation", "Trial", "install"]
+__all__ = ["ATTEMPTS", "INSTALLERS", "PROVIDED", "Installation", "Trial", "install", "install_lowest"]
 
 PROVIDED: Final[Mapping[str, frozenset[str]]] = {
     "": frozenset(),
@@ -127,17 +127,24 @@ def install(
         prefix = folder / "venvs" / "batchcl"
         own = {"PATH": search, "PIPX_HOME": str(folder), "PIPX_BIN_DIR": str(folder / "bin")}
         commands = [[f"{tools}/pipx", "install", "--python", python, requirement]]
-    installation = Installation(prefix, {**env, **own})
+    return _installed(Installation(prefix, {**env, **own}), commands)
+
+
+def install_lowest(archive: Path, pyproject: Path, folder: Path, env: Mapping[str, str]) -> Installation:
+    """Install a wheel with all extras, and the lowest version of each dependency that `pyproject` allows."""
+    uv = str(Path(os.environ["BATCHCL_INSTALLERS"]).absolute() / "uv")
+    prefix = folder / "env"
+    own = {"PATH": f"{prefix}/bin:{env['PATH']}", "VIRTUAL_ENV": str(prefix)}
+    commands = [
+        [uv, "venv", "--python", sys.executable, str(prefix)],
+        [uv, "pip", "install", "--resolution", "lowest-direct", "--all-extras", "--requirements", str(pyproject)],
+        [uv, "pip", "install", "--no-deps", str(archive)],
+    ]
+    return _installed(Installation(prefix, {**env, **own}), commands)
+
+
+def _installed(installation: Installation, commands: Sequence[Sequence[str]]) -> Installation:
     for command in commands:
-        done = subprocess.run(
-            [
-                tools / "uv" if command[0] == "uv" else tools / "pipx" if command[0] == "pipx" else command[0],
-                *command[1:],
-            ],
-            env=dict(installation.env),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, env=dict(installation.env), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
     return installation
