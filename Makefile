@@ -4,12 +4,13 @@ VENV   ?= .venv
 WORKERS ?= 4
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TOOLS  := $(VENV)-installers
 MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash foreign screenshots alerts airflow installed containers bench docs format clean
+.PHONY: help setup demo test lint types unit crash foreign screenshots alerts airflow dist installed containers bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -53,10 +54,19 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 	@BATCHCL_MONTH_SCALE=10 $(BIN)/python -m pytest --capture=no tests/sim/test_month.py
 	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
 
-installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
-	@test -x $(VENV)-installers/bin/python || $(PYTHON) -m venv $(VENV)-installers
-	@$(VENV)-installers/bin/python -m pip install --quiet --disable-pip-version-check pipx uv
-	@BATCHCL_INSTALLERS=$(VENV)-installers/bin $(BIN)/python -m pytest tests/installed
+$(TOOLS)/.installed:
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check build pipx twine uv
+	@touch $@
+
+dist: $(STAMP) $(TOOLS)/.installed  ## build sdist and wheel in dist/, check them, and run the demo from the wheel; PYTHON=python3.13 for another Python
+	@rm -rf dist
+	@$(TOOLS)/bin/python -m build
+	@$(TOOLS)/bin/twine check --strict dist/*
+	@BATCHCL_DIST=dist BATCHCL_DIST_PYTHON=$(PYTHON) BATCHCL_INSTALLERS=$(TOOLS)/bin $(BIN)/python -m pytest tests/installed/test_dist.py
+
+installed: $(STAMP) $(TOOLS)/.installed  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
+	@BATCHCL_INSTALLERS=$(TOOLS)/bin $(BIN)/python -m pytest tests/installed/test_installed.py
 
 foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
@@ -98,5 +108,5 @@ format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(VENV)-installers demo dist build site .ruff_cache \
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-containers $(VENV)-foreign $(TOOLS) demo dist build site .ruff_cache \
 	  .mypy_cache .pytest_cache .hypothesis

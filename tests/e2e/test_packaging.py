@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,12 +72,28 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
 def test_the_sdist_builds_the_same_wheel(wheel, tmp_path):
     shutil.unpack_archive(build("sdist", ROOT, tmp_path), tmp_path / "sdist", filter="data")
     (source,) = (tmp_path / "sdist").iterdir()
-    assert {"configs", "docs", "tests", "LICENSE", "README.md"} <= {path.name for path in source.iterdir()}
+    tested = {".ci", "Makefile", "benchmarks", "configs", "docs", "src", "tests"}  # what `make test` reads
+    names = {path.name for path in source.iterdir()}
+    assert {*tested, "CHANGELOG.md", "LICENSE", "README.md"} <= names
+    assert not {".git", ".venv", "demo", "dist", ".mypy_cache", ".ruff_cache"} & names
+    assert not [*source.rglob("__pycache__")]
     assert contents(build("wheel", source, tmp_path)) == contents(wheel)
 
 
+def metadata_of(wheel: Path) -> str:
+    return next(text for name, text in contents(wheel).items() if name.endswith("METADATA")).decode()
+
+
+def test_the_description_on_an_index_has_no_links_to_files(wheel):
+    description = metadata_of(wheel).partition("\n\n")[2]
+    assert description.startswith("# batchcl\n")
+    assert "docs/installation.md" not in description
+    assert "From pictures to results trains a model" in " ".join(description.split())
+    assert not re.findall(r"\]\((?!https:)[^)]*\)", description)
+
+
 def test_every_extra_of_the_package_is_known(wheel):
-    metadata = next(text for name, text in contents(wheel).items() if name.endswith("METADATA")).decode()
+    metadata = metadata_of(wheel)
     provided = {line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
     assert provided == set(EXTRAS)
 

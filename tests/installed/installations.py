@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ATTEMPTS", "INSTALLERS", "PROVIDED", "Installation", "Trial", "install"]
+__all__ = ["ATTEMPTS", "INSTALLERS", "PROVIDED", "Installation", "Trial", "install", "install_lowest"]
 
 PROVIDED: Final[Mapping[str, frozenset[str]]] = {
     "": frozenset(),
@@ -103,8 +103,10 @@ class Installation:
         return list(json.loads(shown.out))
 
 
-def install(installer: str, archive: Path, extra: str, folder: Path, env: Mapping[str, str]) -> Installation:
-    """Install `archive`, a wheel or sdist, with an extra or ''."""
+def install(
+    installer: str, archive: Path, extra: str, folder: Path, env: Mapping[str, str], *, python: str = sys.executable
+) -> Installation:
+    """Install `archive`, a wheel or sdist, with an extra or '', in an environment with the Python `python`."""
     url = archive.as_uri()
     requirement = f"batchcl[{extra}] @ {url}" if extra else f"batchcl @ {url}"
     tools = Path(os.environ["BATCHCL_INSTALLERS"]).absolute()
@@ -113,29 +115,36 @@ def install(installer: str, archive: Path, extra: str, folder: Path, env: Mappin
     search = f"{prefix}/bin:{tools}:{env['PATH']}"
     if installer == "pip":
         own = {"PATH": search}
-        commands = [[sys.executable, "-m", "venv", str(prefix)], [f"{prefix}/bin/pip", "install", requirement]]
+        commands = [[python, "-m", "venv", str(prefix)], [f"{prefix}/bin/pip", "install", requirement]]
     elif installer == "uv":
         own = {"PATH": search, "VIRTUAL_ENV": str(prefix)}
-        commands = [[uv, "venv", "--python", sys.executable, str(prefix)], [uv, "pip", "install", requirement]]
+        commands = [[uv, "venv", "--python", python, str(prefix)], [uv, "pip", "install", requirement]]
     elif installer == "uv tool":
         prefix = folder / "batchcl"
         own = {"PATH": search, "UV_TOOL_DIR": str(folder), "UV_TOOL_BIN_DIR": str(folder / "bin")}
-        commands = [[uv, "tool", "install", "--python", sys.executable, requirement]]
+        commands = [[uv, "tool", "install", "--python", python, requirement]]
     else:
         prefix = folder / "venvs" / "batchcl"
         own = {"PATH": search, "PIPX_HOME": str(folder), "PIPX_BIN_DIR": str(folder / "bin")}
-        commands = [[f"{tools}/pipx", "install", "--python", sys.executable, requirement]]
-    installation = Installation(prefix, {**env, **own})
+        commands = [[f"{tools}/pipx", "install", "--python", python, requirement]]
+    return _installed(Installation(prefix, {**env, **own}), commands)
+
+
+def install_lowest(archive: Path, pyproject: Path, folder: Path, env: Mapping[str, str]) -> Installation:
+    """Install a wheel with all extras, and the lowest version of each dependency that `pyproject` allows."""
+    uv = str(Path(os.environ["BATCHCL_INSTALLERS"]).absolute() / "uv")
+    prefix = folder / "env"
+    own = {"PATH": f"{prefix}/bin:{env['PATH']}", "VIRTUAL_ENV": str(prefix)}
+    commands = [
+        [uv, "venv", "--python", sys.executable, str(prefix)],
+        [uv, "pip", "install", "--resolution", "lowest-direct", "--all-extras", "--requirements", str(pyproject)],
+        [uv, "pip", "install", "--no-deps", str(archive)],
+    ]
+    return _installed(Installation(prefix, {**env, **own}), commands)
+
+
+def _installed(installation: Installation, commands: Sequence[Sequence[str]]) -> Installation:
     for command in commands:
-        done = subprocess.run(
-            [
-                tools / "uv" if command[0] == "uv" else tools / "pipx" if command[0] == "pipx" else command[0],
-                *command[1:],
-            ],
-            env=dict(installation.env),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, env=dict(installation.env), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
     return installation

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from batchcl.cli.commands import COMMANDS
-from installed.installations import ATTEMPTS, INSTALLERS, PROVIDED, install
-from servers import Demo, aws_env, serving, start_model
+from installed.installations import ATTEMPTS, INSTALLERS, PROVIDED, install, install_lowest
+from servers import Demo, aws_env, client, make_bucket, serving, start_model
 
 ROOT = Path(__file__).parents[2]
 IN_THE_WORDS_OF = {
@@ -101,3 +101,17 @@ def test_the_printed_command_adds_the_extra(installer, archives, given, clean_en
     written = installation.run(report, env=more)
     assert written.code == 0, written.err
     assert installation.run(["batchcl", "compare", str(names["root"]), "a", "b"], env=more).code == 0
+
+
+def test_the_lowest_versions_of_all_dependencies_suffice(archives, given, demo, seaweed, clean_env, tmp_path):
+    names, env = given
+    make_bucket(client("s3", seaweed), "lowest")
+    env = env | {"AWS_ENDPOINT_URL_S3": seaweed}
+    in_s3 = ("run {images} --model {arn} --out s3://lowest/root --limit 3", "labels s3://lowest/root")
+    installation = install_lowest(archives["wheel"], ROOT / "pyproject.toml", tmp_path, clean_env)
+    assert {name.split()[0] for name in installation.every_command()} == set(COMMANDS)
+    state = shutil.copytree(demo.state, tmp_path / "state")
+    for line in (*(line for _, line in ATTEMPTS), *in_s3):
+        words = shlex.split(line.format(**names, new=tmp_path, state=state))
+        done = installation.run(["batchcl", *words], env={k: v for k, v in env.items() if k != "PATH"})
+        assert done.code == 0, f"batchcl {shlex.join(words)}\n{done.err}"

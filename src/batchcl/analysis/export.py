@@ -21,7 +21,7 @@ from batchcl.choices import Encryption
 from batchcl.errors import OutputError, UsageError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.published import PublishedPart, published_parts, read_part
-from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, parquet_bytes
+from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, open_part, parquet_bytes
 from batchcl.runs.store import UNENCRYPTED, Store, open_root
 
 __all__ = ["Export", "ExportedFile", "copy_tables", "export_parquet"]
@@ -190,8 +190,8 @@ def _first_uri_and_size(store: Store, part: PublishedPart) -> tuple[str, int]:
 
 def _metadata(store: Store, part: PublishedPart) -> pq.FileMetaData:
     file = store.open_file(part.path)
-    with decode_or_raise(part.uri, errors=(pa.ArrowInvalid,)):
-        return pq.read_metadata(file)
+    with decode_or_raise(part.uri, errors=(pa.ArrowInvalid,)), open_part(file, part.uri) as parquet:
+        return parquet.metadata
 
 
 async def _copy_file(source: Store, target: Store, path: str, group: Sequence[PublishedPart]) -> ExportedFile:

@@ -1,13 +1,14 @@
-"""Errors for corrupt files of a run: after a power cut, an incomplete copy, or an edit by hand."""
+"""Decoding of a run's files, which may be corrupt after a power cut, an incomplete copy or an edit by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from batchcl.errors import OutputError
 
-__all__ = ["decode_or_raise"]
+__all__ = ["decode_or_raise", "known_fields"]
 
 
 @contextmanager
@@ -26,3 +27,8 @@ def decode_or_raise(
     except errors as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
         raise OutputError(f"{where} is corrupt: {reason}; {remedy}") from error
+
+
+def known_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the fields that the dataclass `kind` has; a later version of batchcl may have added others."""
+    return {name: values[name] for name in kind.__dataclass_fields__ if name in values}

@@ -27,6 +27,7 @@ from batchcl.name_set import DIGEST_BYTES, NameSet, digests_of
 from batchcl.outcomes import PERMANENT_CODES, KnownStatus
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import incremental_index_path
+from batchcl.runs.schema import open_part
 from batchcl.runs.store import Store, StoredFile
 
 __all__ = ["IncrementalFilter", "read_index", "write_index"]
@@ -188,13 +189,15 @@ class IncrementalFilter:
 
     def _decode_table(self, path: str, data: bytes, number: int) -> pa.Table:
         with self._decoding(path):
-            table = pq.ParquetFile(io.BytesIO(data)).read(columns=self._columns(path), use_threads=False)
+            table = open_part(io.BytesIO(data), self._store.uri(path)).read(
+                columns=self._columns(path), use_threads=False
+            )
         self._check_columns(path, table)
         return table.append_column(_FILE_NUMBER, pa.repeat(pa.scalar(number, pa.int32()), len(table)))
 
     def _open_batches(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
         with self._decoding(path):
-            file = pq.ParquetFile(content)
+            file = open_part(content, self._store.uri(path))
             return file.iter_batches(_BATCH_ROWS, columns=self._columns(path))  # type: ignore[no-any-return]
 
     def _next_rows(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:

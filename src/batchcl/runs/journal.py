@@ -169,4 +169,6 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
 
 
 def _chunk(first: int, tables: Sequence[pa.Table]) -> JournalChunk:
-    return JournalChunk(first, pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default"))
+    """The chunk of these segments; columns that another version lacks are null, those that it has added ignored."""
+    entries = pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default")
+    return JournalChunk(first, entries.select(ENTRIES.names))

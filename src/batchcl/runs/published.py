@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import FOLDERS, PartName, run_name
+from batchcl.runs.schema import open_part
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -93,10 +93,10 @@ def read_part(store: Store, part: PublishedPart, schema: pa.Schema) -> pa.Table:
     a thread still holds it when the interpreter exits.
 
     Raises:
-        OutputError: the file can't be read, or is corrupt.
+        OutputError: the file can't be read, is corrupt, or has a later schema.
     """
     file = store.open_file(part.path, size_bytes=part.size_bytes)
-    with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), pq.ParquetFile(file) as parquet:
+    with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), open_part(file, part.uri) as parquet:
         stored = set(parquet.schema_arrow.names) - set(PARTITION.names)
         table = parquet.read([name for name in schema.names if name in stored], use_threads=False)
         known = {"model": part.model, "date": part.date}
@@ -127,13 +127,13 @@ def read_row_groups(
             the time of reading all.
 
     Raises:
-        OutputError: the file can't be read, or is corrupt.
+        OutputError: the file can't be read, is corrupt, or has a later schema.
     """
     file = store.open_file(part.path, size_bytes=part.size_bytes)
     fields = [f"labels.list.element.{name}" for name in label_fields]
     with (
         decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)),
-        pq.ParquetFile(file, read_dictionary=["labels.list.element.name"]) as parquet,
+        open_part(file, part.uri, read_dictionary=["labels.list.element.name"]) as parquet,
     ):
         arn = (parquet.metadata.metadata or {}).get(b"batchcl.model_arn", b"").decode() or None
         wanted = [*columns, *fields, *(["model_arn"] if arn is None else [])]
@@ -157,9 +157,9 @@ class PartStatistics:
 
 
 def read_statistics(store: Store, part: PublishedPart) -> PartStatistics:
-    """Read the footer of a file of `results/`. Raises `OutputError` if it can't be read, or is corrupt."""
+    """Read the footer of a file of `results/`. Raises `OutputError` as `read_part` does."""
     file = store.open_file(part.path, size_bytes=part.size_bytes)
-    with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), pq.ParquetFile(file) as parquet:
+    with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), open_part(file, part.uri) as parquet:
         metadata = parquet.metadata
         names = [parquet.schema.column(number).path for number in range(metadata.num_columns)]
         columns = {

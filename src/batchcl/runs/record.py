@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
+from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
 from batchcl.errors import OutputError
-from batchcl.runs.corruption import decode_or_raise
+from batchcl.runs.corruption import decode_or_raise, known_fields
 from batchcl.runs.layout import RunPaths, run_name, start_path
 from batchcl.runs.lease import read_leases
 from batchcl.runs.store import Store
@@ -35,6 +36,9 @@ __all__ = [
     "write_summary",
 ]
 
+RUN_FORMAT: Final = 1
+"""Of all files below `runs/<run>/`; raised by a change that earlier versions would misread."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
@@ -48,6 +52,7 @@ class RunRecord:
         version: of batchcl.
         lists: list file → digest of its content; an interrupted listing resumes only if it is unchanged.
         bad_lines: list file → the reasons why its first hundred invalid lines were skipped.
+        format: `RUN_FORMAT` of that version.
     """
 
     run_id: str
@@ -59,6 +64,7 @@ class RunRecord:
     version: str
     lists: dict[str, str] = field(default_factory=dict)
     bad_lines: dict[str, list[str]] = field(default_factory=dict)
+    format: int = RUN_FORMAT
 
     @property
     def date(self) -> dt.date:
@@ -96,7 +102,8 @@ async def read_record(store: Store, run_id: str) -> RunRecord | None:
     """The record of the run with this id or name, or None if there is no such run.
 
     Raises:
-        OutputError: the record can't be read, or belongs to another run: some file systems ignore case.
+        OutputError: the record can't be read, has a later format, or belongs to another run: some file systems ignore
+            case.
     """
     path = RunPaths(run_id).record
     record = _load(RunRecord, await store.get(path), store.uri(path))
@@ -178,14 +185,17 @@ def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | 
         return None
     with decode_or_raise(where, remedy="restore it or use another output root"):
         values = orjson.loads(data)
-        accepted = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
+        if kind is RunRecord and "format" in values and values["format"] > RUN_FORMAT:
+            raise OutputError(
+                f"{where} has format {values['format']} of batchcl {values['version']}, and this is batchcl "
+                f"{__version__}, which reads formats up to {RUN_FORMAT}; use batchcl {values['version']} or later"
+            )
+        accepted = known_fields(kind, values)
         for name in ("started_at", "ended_at"):
             if name in accepted:
                 accepted[name] = dt.datetime.fromisoformat(accepted[name])
         if "sessions" in accepted:
-            names = {one.name for one in fields(SessionRecord)}
             accepted["sessions"] = tuple(
-                SessionRecord(**{name: value for name, value in each.items() if name in names})
-                for each in accepted["sessions"]
+                SessionRecord(**known_fields(SessionRecord, each)) for each in accepted["sessions"]
             )
         return kind(**accepted)

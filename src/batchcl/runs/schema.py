@@ -4,18 +4,20 @@ A column is filled from the column of the same name of the journal (`ENTRIES`) o
 `results_table` and `failures_table`.
 
 The files have the key-value metadata `batchcl.schema` and `batchcl.version`; those that a run has written also have
-`batchcl.run_id` and `batchcl.model_arn`. Within v1, columns may be added at the end; a change of meaning requires v2.
+`batchcl.run_id` and `batchcl.model_arn`. Within v1, columns may be added at the end; a change of meaning requires v2,
+which versions that know v1 only refuse to read. See docs/compatibility.md.
 """
 
 from __future__ import annotations
 
 import io
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
+from batchcl.errors import OutputError
 from batchcl.images import escape_name
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "UTC_US",
     "failures_table",
+    "open_part",
     "parquet_bytes",
     "results_table",
     "utf8",
@@ -161,6 +164,25 @@ def parquet_bytes(table: pa.Table, *, run_id: str | None = None, model_arn: str 
         write_statistics=True,
     )
     return sink.getvalue()
+
+
+def open_part(file: BinaryIO, where: str, **options: Any) -> pq.ParquetFile:
+    """Open a file of the tables; `options` are those of `ParquetFile`. A file without a schema version has v1.
+
+    Raises:
+        OutputError: it has another schema version, so its columns may mean something else.
+    """
+    parquet = pq.ParquetFile(file, **options)
+    metadata = parquet.metadata.metadata or {}
+    schema = metadata.get(b"batchcl.schema", SCHEMA_VERSION.encode()).decode()
+    if schema != SCHEMA_VERSION:
+        parquet.close()
+        version = metadata.get(b"batchcl.version", b"?").decode()
+        raise OutputError(
+            f"{where} has schema {schema} of batchcl {version}, and this is batchcl {__version__}, which reads schema "
+            f"{SCHEMA_VERSION}; use batchcl {version} or later"
+        )
+    return parquet
 
 
 def _table(schema: pa.Schema, images: pa.Table, entries: pa.Table, more: dict[str, Any]) -> pa.Table:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.images import ArchiveMember, Bookmark, ImageRef, Position
-from batchcl.runs.corruption import decode_or_raise
+from batchcl.runs.corruption import decode_or_raise, known_fields
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.schema import utf8
 from batchcl.runs.store import Store
@@ -160,8 +160,8 @@ class WorkList:
             where = self._store.uri(self._paths.totals)
             with decode_or_raise(where, remedy="delete it, and the same command lists the remaining images again"):
                 values = orjson.loads(totals)
-                self._shards = values.pop("shards")
-                self._totals = SourceCounts(**values)
+                self._shards = values["shards"]
+                self._totals = SourceCounts(**known_fields(SourceCounts, values))
             self._images = self._totals.planned
             return
         shards = await self._store.list_all(self._paths.worklist)
@@ -273,4 +273,5 @@ def _encode_shard(images: pa.Table, bookmark: Bookmark) -> bytes:
 
 def _decode_bookmark(metadata: Mapping[bytes, bytes]) -> Bookmark:
     values = orjson.loads(metadata[_BOOKMARK])
-    return Bookmark(**values | {"position": Position(**values["position"])})
+    position = Position(**known_fields(Position, values["position"]))
+    return Bookmark(**known_fields(Bookmark, values) | {"position": position})

@@ -15,14 +15,13 @@ from typing import Any, Final
 import anyio.to_thread
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.published import PublishedPart, published_parts, read_part, resolving_parts
-from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.schema import FAILURES, RESULTS, open_part
 from batchcl.runs.store import Store
 from batchcl.sources.base import MEMBERS, NOT_FITTING, local_image
 from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListSource
@@ -115,7 +114,7 @@ class _PublishedPart:
         """See `ListPart`; one chunk per batch of rows."""
         try:
             resolved = self._resolved()
-            with pq.ParquetFile(self._store.open_file(self._part.path)) as file:
+            with open_part(self._store.open_file(self._part.path), self.name) as file:
                 wanted = [name for name in self._wanted() if name in file.schema_arrow.names]
                 for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                     yield self._chunk(frame_of(batch), resolved)
