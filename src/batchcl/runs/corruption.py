@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 
 __all__ = ["decode_or_raise"]
 
@@ -25,4 +25,4 @@ def decode_or_raise(
         yield
     except errors as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
-        raise OutputError(f"{where} is corrupt: {reason}; {remedy}") from error
+        raise OutputError(f"{where} is corrupt: {reason}; {remedy}", code=ErrorCode.CORRUPT_OUTPUT) from error
