@@ -22,7 +22,13 @@ _OBJECTS_PER_COLLECTION: Final = 20_000
 """Imports create hundreds of thousands of objects that stay; Python's default of 700 collects after each few."""
 
 _SELF_EXPLANATORY: Final = frozenset(
-    {ErrorCode.INVALID_ARGUMENT, ErrorCode.CONFLICTING_OPTIONS, ErrorCode.NOT_CONFIRMED, ErrorCode.INTERRUPTED}
+    {
+        ErrorCode.INVALID_ARGUMENT,
+        ErrorCode.CONFLICTING_OPTIONS,
+        ErrorCode.NOT_CONFIRMED,
+        ErrorCode.INTERRUPTED,
+        ErrorCode.STDOUT_FAILED,
+    }
 )
 """Errors whose sentence says all that the page says."""
 
