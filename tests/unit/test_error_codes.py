@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,21 +19,30 @@ from batchcl.aws.errors import code_of
 from batchcl.cli.explain import Section, parse_page, read_page
 from batchcl.cli.streams import StreamError
 from batchcl.errors import (
+    BatchclError,
     CallError,
     CredentialsError,
     ErrorCode,
     ExitCode,
     FatalCallError,
     OutputCredentialsError,
+    OutputError,
     RejectedError,
+    SourceError,
+    StalledError,
     TransientError,
 )
 from batchcl.outcomes import FAILURE_CODES, remedy
+from batchcl.scoring.session import _session_error
 from commands import run_command
 
 PACKAGE = Path(batchcl.__file__).parent
 SECTIONS = {each.code: each for each in parse_page(read_page())}
-CLASSES = {each.__name__: each for each in [*vars(errors).values(), StreamError] if isinstance(each, type)}
+CLASSES = {
+    each.__name__: each
+    for each in [*vars(errors).values(), StreamError]
+    if isinstance(each, type) and issubclass(each, BatchclError)
+}
 FAILED_IMAGES = "Failed images"
 REFUSALS = {ErrorCode.CALLS_REJECTED, ErrorCode.CLOCK_WRONG, ErrorCode.PROXY, ErrorCode.QUOTA_REACHED}
 """Codes that only the table in `batchcl.aws.errors` names, for the codes of services."""
@@ -102,7 +112,7 @@ def _add_call(found: Source, call: ast.Call) -> None:
     for code in codes:
         found.classes[code].update(names)
     if issubclass(CLASSES[names[0]], CallError):
-        found.own.update(value.value for value in values if isinstance(value, ast.Constant))
+        found.own.update(str(value.value) for value in values if isinstance(value, ast.Constant))
         return
     for text in ast.walk(call.args[0]) if call.args else ():
         if isinstance(text, ast.JoinedStr | ast.Constant):
@@ -126,7 +136,9 @@ def exit_codes(section: Section) -> list[int]:
 def test_every_code_has_a_section_and_every_section_a_code():
     of_images = {code for code, each in SECTIONS.items() if each.group == FAILED_IMAGES}
     assert SECTIONS.keys() - of_images == set(ErrorCode)
-    own = source().own | set(FAILURE_CODES) | {"MalformedAnswer"}
+    own = (
+        source().own | set(FAILURE_CODES) | {"MalformedAnswer", "UnreadableFile"}
+    )  # the last two are no literals there
     assert of_images == (own - set(ErrorCode)) | OF_SERVICE
     assert len(SECTIONS) == len(parse_page(read_page()))
 
@@ -199,6 +211,22 @@ def test_the_code_of_an_error_that_ends_a_run_is_that_of_its_cause():
         ErrorCode.CALLS_REJECTED,
         ErrorCode.SERVICE_UNREACHABLE,
     ]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (OutputError("full"), ErrorCode.OUTPUT_FAILED),
+        (SourceError("changed", code=ErrorCode.SOURCE_CHANGED), ErrorCode.SOURCE_CHANGED),
+        (FatalCallError("not trusted", code="Tls"), ErrorCode.TLS),
+        (StalledError("stalled"), ErrorCode.STALLED_RUN),
+    ],
+)
+def test_an_error_that_ends_a_run_keeps_its_code(failure, code, answered):
+    end = _session_error(failure, answered=answered, is_model_stopped=True, summary=Mock())
+    assert end.code == code
+    assert (end.exit_code is ExitCode.STOPPED) == (answered or isinstance(failure, StalledError))
 
 
 def test_a_class_has_a_code_and_a_raise_can_name_another():

@@ -25,6 +25,7 @@ _SELF_EXPLANATORY: Final = frozenset(
     {
         ErrorCode.INVALID_ARGUMENT,
         ErrorCode.CONFLICTING_OPTIONS,
+        ErrorCode.MISSING_EXTRA,
         ErrorCode.NOT_CONFIRMED,
         ErrorCode.INTERRUPTED,
         ErrorCode.STDOUT_FAILED,
