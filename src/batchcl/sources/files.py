@@ -171,7 +171,8 @@ def open_list(path: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
                 yield io.BufferedReader(_BoundedReader(inner, compressed=file, name=name), _BUFFER_BYTES)
     except OSError as error:
         reason = f"{error.strerror}; check the path" if error.strerror else f"{error}: {_CORRUPT}"
-        raise SourceError(f"can't read {name}: {reason}") from error
+        code = ErrorCode.UNREADABLE_SOURCE if error.strerror else ErrorCode.CORRUPT_FILE
+        raise SourceError(f"can't read {name}: {reason}", code=code) from error
 
 
 def start_of(path: Path, name: str) -> bytes:
