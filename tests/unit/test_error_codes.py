@@ -30,6 +30,7 @@ from batchcl.errors import (
     RejectedError,
     SourceError,
     StalledError,
+    StoppedError,
     TransientError,
 )
 from batchcl.outcomes import FAILURE_CODES, remedy
@@ -109,6 +110,8 @@ def _add_call(found: Source, call: ast.Call) -> None:
     if not names:
         return
     codes = [code for value in values for code in _codes_in(value)]
+    if any(each.arg == "has_lasted" for each in call.keywords):
+        names = [StoppedError.__name__]  # whose exit code it has
     for code in codes:
         found.classes[code].update(names)
     if issubclass(CLASSES[names[0]], CallError):
