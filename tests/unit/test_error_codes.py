@@ -275,11 +275,3 @@ def test_the_line_below_an_error_names_its_code(tmp_path):
     assert done.err.endswith("\nMore: batchcl explain NotAnOutputRoot\n")
     assert done.sentence.startswith("batchcl: ")
     assert done.sentence.count("\n") == 1
-
-
-def test_an_error_in_json_has_its_code_and_page(tmp_path):
-    done = run_command("run nothing --emulator --log-format json --json --out", tmp_path)
-    (error,) = (line for line in done.err.splitlines() if '"event":"error"' in line)
-    assert '"code":"SourceNotFound","page":"docs/troubleshooting.md#sourcenotfound"' in error
-    assert done.json["code"] == "SourceNotFound"
-    assert "More:" not in done.err
