@@ -8,6 +8,7 @@ ARG EXTRAS=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY docs/troubleshooting.md docs/troubleshooting.md
 RUN python -m venv --without-pip /opt/batchcl
 RUN python -m pip --python /opt/batchcl/bin/python install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[$EXTRAS]}"
 

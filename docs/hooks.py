@@ -22,6 +22,8 @@ from mkdocs.structure.pages import Page
 
 from batchcl.cli.app import app
 from batchcl.cli.commands import COMMANDS
+from batchcl.errors import ErrorCode
+from batchcl.outcomes import FAILURE_CODES
 
 ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = {
@@ -110,7 +112,7 @@ def command_pages() -> dict[str, str]:
 
 
 def names_page() -> str:
-    """A table of every command, flag and public name, with its place in the reference and pages that mention it.
+    """A table of every command, flag, error code and public name: its reference, and pages that mention it.
 
     Its links are checked by the strict build, which fails if a name has no place.
 
@@ -121,9 +123,9 @@ def names_page() -> str:
     code = {
         name: f" {' '.join(_WORD.findall(' '.join(_CODE.findall(text))))} "
         for name, text in pages.items()
-        if not name.startswith("api")
+        if not name.startswith(("api", "troubleshooting"))
     }
-    rows: dict[str, list[str]] = {"Commands": [], "Flags": [], "Python": []}
+    rows: dict[str, list[str]] = {"Commands": [], "Flags": [], "Error codes": [], "Python": []}
     for path, command in _commands():
         page = f"cli/{path.split()[1]}.md"
         if not hasattr(command, "commands"):
@@ -135,6 +137,10 @@ def names_page() -> str:
             f"| [`{path} {flag}`]({page}#{flag_id(path, flag)}) | {_mentions(flag, code)} |\n"
             for flag in _flags(command)
         ]
+    rows["Error codes"] = [
+        f"| [`{each}`](troubleshooting.md#{each.lower()}) | {_mentions(each, code)} |\n"
+        for each in [*ErrorCode, *FAILURE_CODES]
+    ]
     for module in MODULES:
         rows["Python"] += [
             f"| [`{module}.{name}`][{module}.{name}] | {_mentions(name, code)} |\n"
@@ -142,7 +148,7 @@ def names_page() -> str:
             if name not in {"__version__", "ACCOUNT"}
         ]
     tables = "".join(f"\n## {head}\n\n| | also on |\n| -- | -- |\n{''.join(each)}" for head, each in rows.items())
-    return f"# Index of names\n\nWhere each command, flag and Python name is documented.\n{tables}"
+    return f"# Index of names\n\nWhere each command, flag, error code and Python name is documented.\n{tables}"
 
 
 def _commands() -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.emulator.demo import DemoData
+from batchcl.errors import ErrorCode
 
 KEY = "emulator"
 SECRET = "emulator"
@@ -41,6 +42,17 @@ class CommandResult:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+    @property
+    def sentence(self) -> str:
+        """Stderr without the line below an error that names its code."""
+        return without_code(self.err)
+
+
+def without_code(err: str) -> str:
+    """`err` without the line below an error that names its code."""
+    above, _, last = err.rpartition("More: batchcl explain ")
+    return above if above.endswith("\n") and last.removesuffix("\n") in set(ErrorCode) else err
 
 
 def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> CommandResult:

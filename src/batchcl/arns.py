@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["DatasetArn", "ModelArn", "ProjectArn", "validate_role_arn"]
 
@@ -40,7 +40,8 @@ class ModelArn:
         if match is None:
             raise UsageError(
                 f"{text!r} is not the ARN of a Custom Labels model, such as {_EXAMPLE}; list yours with "
-                "`batchcl model list`"
+                "`batchcl model list`",
+                code=ErrorCode.INVALID_NAME,
             )
         return cls(text, match["region"], match["account"], match["project"], match["version"])
 
@@ -69,7 +70,8 @@ class ProjectArn:
         if match is None:
             raise UsageError(
                 f"{text!r} is not the ARN of a Custom Labels project; list yours with `batchcl project list`, "
-                "or use the project's name"
+                "or use the project's name",
+                code=ErrorCode.INVALID_NAME,
             )
         return cls(text, match["region"], match["account"], match["project"])
 
@@ -99,7 +101,8 @@ class DatasetArn:
         if match is None:
             raise UsageError(
                 f"{text!r} is not the ARN of a Custom Labels dataset; list them with `batchcl project show PROJECT`, "
-                "or write PROJECT/train or PROJECT/test"
+                "or write PROJECT/train or PROJECT/test",
+                code=ErrorCode.INVALID_NAME,
             )
         return cls(text, match["region"], match["account"], match["project"], match["kind"])
 
@@ -115,5 +118,8 @@ class DatasetArn:
 def validate_role_arn(text: str) -> str:
     """Return `text` if it is the ARN of an IAM role; else raise `UsageError`."""
     if not _ROLE.fullmatch(text):
-        raise UsageError(f"{text!r} is not the ARN of a role; write it like arn:aws:iam::123456789012:role/NAME")
+        raise UsageError(
+            f"{text!r} is not the ARN of a role; write it like arn:aws:iam::123456789012:role/NAME",
+            code=ErrorCode.INVALID_NAME,
+        )
     return text

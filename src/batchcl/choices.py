@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["CostsBy", "Encryption", "IfHeld", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
 
@@ -104,7 +104,9 @@ class Encryption:
     def __post_init__(self) -> None:
         takes_key = self.sse in {ServerSideEncryption.KMS, ServerSideEncryption.DSSE_KMS}
         if self.kms_key_id is not None and not takes_key:
-            raise UsageError("--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse")
+            raise UsageError(
+                "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse", code=ErrorCode.CONFLICTING_OPTIONS
+            )
 
     def store_config(self) -> dict[str, str]:
         """Options for obstore's configuration.
@@ -119,7 +121,8 @@ class Encryption:
             return {}
         if self.sse is ServerSideEncryption.S3 and "AWS_SSE_KMS_KEY_ID" in os.environ:
             raise UsageError(
-                "AWS_SSE_KMS_KEY_ID is set, but --sse AES256 does not use a key; unset it, or use --sse aws:kms"
+                "AWS_SSE_KMS_KEY_ID is set, but --sse AES256 does not use a key; unset it, or use --sse aws:kms",
+                code=ErrorCode.CONFLICTING_OPTIONS,
             )
         key = {} if self.kms_key_id is None else {"sse_kms_key_id": self.kms_key_id}
         return {"server_side_encryption": self.sse.value, **key}

@@ -30,12 +30,15 @@ BatchclError
 ```
 
 A message names the action, its object, the reason and the next step. No message contains a secret.
+
+`error.code` is a stable name of what went wrong, for programs and for `batchcl explain CODE`: a `CallError` has the
+service's code, every other error an `ErrorCode`. docs/troubleshooting.md has a section for each.
 """
 
 from __future__ import annotations
 
 import shlex
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ __all__ = [
     "CallError",
     "CredentialsError",
     "CredentialsFailingError",
+    "ErrorCode",
     "ExitCode",
     "FatalCallError",
     "HeldError",
@@ -93,31 +97,139 @@ class ExitCode(IntEnum):
     """^C, after the drain."""
 
 
+class ErrorCode(StrEnum):
+    """What went wrong, by what the user can do about it; the page of each is a section of docs/troubleshooting.md."""
+
+    # command line and job file
+    INVALID_ARGUMENT = "InvalidArgument"
+    CONFLICTING_OPTIONS = "ConflictingOptions"
+    INVALID_NAME = "InvalidName"
+    INVALID_JOB_FILE = "InvalidJobFile"
+    INVALID_QUERY = "InvalidQuery"
+    INVALID_THRESHOLDS = "InvalidThresholds"
+    MISSING_EXTRA = "MissingExtra"
+    UNSUPPORTED_SYSTEM = "UnsupportedSystem"
+    NOT_CONFIRMED = "NotConfirmed"
+    RUN_ID_TAKEN = "RunIdTaken"
+    NO_SUCH_RUN = "NoSuchRun"
+    RUN_NOT_DONE = "RunNotDone"
+    NOTHING_TO_RETRY = "NothingToRetry"
+    NO_RESULTS = "NoResults"
+    SEVERAL_MODELS = "SeveralModels"
+    THRESHOLD_TOO_LOW = "ThresholdTooLow"
+    NOTHING_TO_COMPARE = "NothingToCompare"
+    NOT_EXPORTABLE = "NotExportable"
+    TARGET_EXISTS = "TargetExists"
+    INVALID_TARGET = "InvalidTarget"
+    WRITE_FAILED = "WriteFailed"
+
+    # sources, labels and datasets
+    EMPTY_SOURCE = "EmptySource"
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    NO_SUCH_BUCKET = "NoSuchBucket"
+    IMAGES_NOT_FOUND = "ImagesNotFound"
+    UNREADABLE_SOURCE = "UnreadableSource"
+    UNSUPPORTED_SOURCE = "UnsupportedSource"
+    UNKNOWN_LIST_FORMAT = "UnknownListFormat"
+    MALFORMED_LIST = "MalformedList"
+    CORRUPT_FILE = "CorruptFile"
+    SOURCE_CHANGED = "SourceChanged"
+    INVALID_ARCHIVE = "InvalidArchive"
+    INVALID_INVENTORY = "InvalidInventory"
+    SOURCE_IN_OUTPUT_ROOT = "SourceInOutputRoot"
+    NO_TEMPORARY_SPACE = "NoTemporarySpace"
+    BROKEN_LISTING = "BrokenListing"
+    MALFORMED_MANIFEST = "MalformedManifest"
+    INVALID_ANNOTATIONS = "InvalidAnnotations"
+    AMBIGUOUS_IMAGE = "AmbiguousImage"
+    NO_TRUTH = "NoTruth"
+    UNUSABLE_IMAGES = "UnusableImages"
+    UNSUITABLE_DATASET = "UnsuitableDataset"
+
+    # credentials, permissions and the connection to AWS
+    NO_CREDENTIALS = "NoCredentials"
+    INVALID_CREDENTIALS = "InvalidCredentials"
+    CREDENTIALS_EXPIRED = "CredentialsExpired"
+    ACCESS_DENIED = "AccessDenied"
+    WRONG_REGION = "WrongRegion"
+    INVALID_AWS_SETTINGS = "InvalidAwsSettings"
+    CLOCK_WRONG = "ClockWrong"
+    SERVICE_UNREACHABLE = "ServiceUnreachable"
+    TLS = "Tls"
+    PROXY = "Proxy"
+    REQUEST_REFUSED = "RequestRefused"
+    CALLS_REJECTED = "CallsRejected"
+    QUOTA_REACHED = "QuotaReached"
+
+    # projects, datasets and models
+    NO_SUCH_MODEL = "NoSuchModel"
+    NO_SUCH_RESOURCE = "NoSuchResource"
+    RESOURCE_IN_USE = "ResourceInUse"
+    MODEL_NOT_TRAINED = "ModelNotTrained"
+    MODEL_NOT_RUNNING = "ModelNotRunning"
+    RESOURCE_FAILED = "ResourceFailed"
+
+    # output root
+    OUTPUT_FAILED = "OutputFailed"
+    NOT_AN_OUTPUT_ROOT = "NotAnOutputRoot"
+    CORRUPT_OUTPUT = "CorruptOutput"
+    NO_CONDITIONAL_WRITES = "NoConditionalWrites"
+
+    # runs that stop
+    INCOMPLETE = "Incomplete"
+    INTERRUPTED = "Interrupted"
+    HELD_RUN = "HeldRun"
+    RUN_TAKEN_OVER = "RunTakenOver"
+    TOO_MANY_FAILURES = "TooManyFailures"
+    STALLED_RUN = "StalledRun"
+    DEADLINE_REACHED = "DeadlineReached"
+    BUDGET_USED_UP = "BudgetUsedUp"
+    TIMED_OUT = "TimedOut"
+    MODEL_GONE = "ModelGone"
+    MODEL_LEFT_RUNNING = "ModelLeftRunning"
+
+    # host
+    EMULATOR_FAILED = "EmulatorFailed"
+    STDOUT_FAILED = "StdoutFailed"
+    INTERNAL_ERROR = "InternalError"
+
+
 class BatchclError(Exception):
     """Any error that batchcl raises on purpose.
 
     Attributes:
+        code: an `ErrorCode`; of a `CallError` the service's code.
         exit_code: of the command line.
         summary: of the run so far; None if none had started.
     """
 
+    code: str = ErrorCode.INTERNAL_ERROR
     exit_code: ExitCode = ExitCode.BUG
     summary: Summary | None = None
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class UsageError(BatchclError):
     """The job, a flag or a source is wrong; running it again unchanged fails again."""
 
+    code: str = ErrorCode.INVALID_ARGUMENT
     exit_code = ExitCode.USAGE
 
 
 class SourceError(UsageError):
     """A list of images is missing, empty, or malformed."""
 
+    code: str = ErrorCode.MALFORMED_LIST
+
 
 class RefusedError(BatchclError):
     """The run was refused before a call was spent."""
 
+    code: str = ErrorCode.REQUEST_REFUSED
     exit_code = ExitCode.REFUSED
 
 
@@ -130,10 +242,18 @@ class CredentialsError(RefusedError):
         exit_code: STOPPED if they were valid before and have failed for longer (`has_lasted`), else REFUSED.
     """
 
+    code: str = ErrorCode.NO_CREDENTIALS
+
     def __init__(
-        self, message: str, *, is_access_denied: bool = False, may_pass: bool = False, has_lasted: bool = False
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        is_access_denied: bool = False,
+        may_pass: bool = False,
+        has_lasted: bool = False,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code or (ErrorCode.ACCESS_DENIED if is_access_denied else None))
         self.is_access_denied = is_access_denied
         self.may_pass = may_pass
         if has_lasted:
@@ -142,6 +262,8 @@ class CredentialsError(RefusedError):
 
 class RegionError(RefusedError):
     """A bucket is in another region than the model, so the service can't read it; `region` is its region, if known."""
+
+    code: str = ErrorCode.WRONG_REGION
 
     def __init__(self, message: str, *, region: str | None = None) -> None:
         super().__init__(message)
@@ -155,6 +277,8 @@ class ModelError(RefusedError):
 class OutputError(RefusedError):
     """The output root can't be written or read."""
 
+    code: str = ErrorCode.OUTPUT_FAILED
+
 
 class OutputCredentialsError(CredentialsError, OutputError):
     """The output root can't be written or read for lack of credentials."""
@@ -163,16 +287,20 @@ class OutputCredentialsError(CredentialsError, OutputError):
 class UnreachableError(RefusedError):
     """A service does not respond, or is overloaded; a later attempt may succeed."""
 
+    code: str = ErrorCode.SERVICE_UNREACHABLE
+
 
 class StoppedError(BatchclError):
     """The run ended before its work list did, and what is done is kept; or another process works on it."""
 
+    code: str = ErrorCode.INCOMPLETE
     exit_code = ExitCode.STOPPED
 
 
 class InterruptedRunError(StoppedError):
     """The user pressed ^C."""
 
+    code: str = ErrorCode.INTERRUPTED
     exit_code = ExitCode.INTERRUPTED
 
 
@@ -182,6 +310,8 @@ class HeldError(StoppedError):
     `sessions` is the folder of that run's sessions, below the output root.
     """
 
+    code: str = ErrorCode.HELD_RUN
+
     def __init__(self, message: str, *, sessions: str) -> None:
         super().__init__(message)
         self.sessions = sessions
@@ -190,15 +320,20 @@ class HeldError(StoppedError):
 class TooManyFailuresError(StoppedError):
     """More images failed than `max_failures` tolerates."""
 
+    code: str = ErrorCode.TOO_MANY_FAILURES
     exit_code = ExitCode.FAILURES
 
 
 class StalledError(StoppedError):
     """For 15 minutes no image got an outcome, although calls were due and the model was running."""
 
+    code: str = ErrorCode.STALLED_RUN
+
 
 class ModelGoneError(StoppedError):
     """The model stopped during the run."""
+
+    code: str = ErrorCode.MODEL_GONE
 
 
 class CallError(BatchclError):
@@ -211,8 +346,7 @@ class CallError(BatchclError):
     """
 
     def __init__(self, message: str, *, code: str, status: int | None = None, request_id: str = "") -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(message, code=code)
         self.status = status
         self.request_id = request_id
 

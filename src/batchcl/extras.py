@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["EXTRAS", "install_command", "require_extra"]
 
@@ -36,7 +36,10 @@ def require_extra(extra: str, what: str) -> None:
     missing = [package for module, package in EXTRAS[extra].items() if _is_missing(module)]
     if missing:
         it = "it" if len(missing) == 1 else "them"
-        raise UsageError(f"{what} needs {_listed(missing)}; install {it} with: {install_command(extra)}")
+        raise UsageError(
+            f"{what} needs {_listed(missing)}; install {it} with: {install_command(extra)}",
+            code=ErrorCode.MISSING_EXTRA,
+        )
 
 
 def _is_missing(module: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import orjson
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +89,7 @@ class GroundTruth:
     def require_good_labels(self) -> None:
         """Raise `SourceError` if a label is malformed."""
         if self.bad_labels:
-            raise SourceError(self.bad_labels[0])
+            raise SourceError(self.bad_labels[0], code=ErrorCode.MALFORMED_MANIFEST)
 
 
 class _Attribute(NamedTuple):
@@ -135,11 +135,15 @@ def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool 
     entry = _load(line)
     source_ref = entry.pop(_SOURCE, "")
     if not isinstance(source_ref, str):
-        raise SourceError(f'reading a manifest line failed: its "source-ref" is not a string: {repr(source_ref)[:80]}')
+        raise SourceError(
+            f'reading a manifest line failed: its "source-ref" is not a string: {repr(source_ref)[:80]}',
+            code=ErrorCode.MALFORMED_MANIFEST,
+        )
     if not source_ref:
         raise SourceError(
             'reading a manifest line failed: it has no "source-ref" with the image\'s S3 URI or path; '
-            f"its keys are {_listed(entry)}"
+            f"its keys are {_listed(entry)}",
+            code=ErrorCode.MALFORMED_MANIFEST,
         )
     return _parse(entry, source_ref, attribute, strict=strict)
 
@@ -250,9 +254,14 @@ def _load(line: bytes | str) -> dict[str, Any]:
     try:
         entry = orjson.loads(text)
     except ValueError as error:
-        raise SourceError(f"reading a manifest line failed: it is not JSON: {error}") from error
+        raise SourceError(
+            f"reading a manifest line failed: it is not JSON: {error}", code=ErrorCode.MALFORMED_MANIFEST
+        ) from error
     if not isinstance(entry, dict):
-        raise SourceError(f"reading a manifest line failed: it is a JSON {_kind(entry)}, not an object")
+        raise SourceError(
+            f"reading a manifest line failed: it is a JSON {_kind(entry)}, not an object",
+            code=ErrorCode.MALFORMED_MANIFEST,
+        )
     return entry
 
 
@@ -260,7 +269,9 @@ def _dump(entry: dict[str, Any], source_ref: str) -> str:
     try:
         return orjson.dumps(entry).decode()
     except TypeError as error:  # orjson writes fewer levels than it reads
-        raise SourceError(f"reading the manifest line of {source_ref} failed: {error}") from error
+        raise SourceError(
+            f"reading the manifest line of {source_ref} failed: {error}", code=ErrorCode.MALFORMED_MANIFEST
+        ) from error
 
 
 def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *, strict: bool) -> list[_Attribute]:
@@ -277,7 +288,8 @@ def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *,
     if strict and len(chained) > 1:
         raise SourceError(
             f"reading the labels of {source_ref} failed: the line has several sets of labels: "
-            f"{_listed(each.name for each in chained)}; select one with --attribute"
+            f"{_listed(each.name for each in chained)}; select one with --attribute",
+            code=ErrorCode.MALFORMED_MANIFEST,
         )
     return [_latest(chained)]
 
@@ -304,13 +316,15 @@ def _named(entry: Mapping[str, Any], attributes: list[_Attribute], source_ref: s
         kind = metadata.get("type") if isinstance(metadata, dict) else None
         raise SourceError(
             f"reading the label attribute {attribute!r} of {source_ref} failed: the type {kind!r} in its metadata is "
-            f"not supported; supported are {_listed(sorted(_SUPPORTED_TYPES))}"
+            f"not supported; supported are {_listed(sorted(_SUPPORTED_TYPES))}",
+            code=ErrorCode.MALFORMED_MANIFEST,
         )
     if not attributes:
         return []
     raise SourceError(
         f"reading the label attribute {attribute!r} of {source_ref} failed: the line has no such attribute; "
-        f"it has {_listed(each.name for each in attributes)}"
+        f"it has {_listed(each.name for each in attributes)}",
+        code=ErrorCode.MALFORMED_MANIFEST,
     )
 
 
@@ -422,7 +436,10 @@ def _class_name(attribute: _Attribute, source_ref: str, class_id: object) -> str
 
 
 def _malformed(attribute: _Attribute, source_ref: str, why: str) -> SourceError:
-    return SourceError(f"reading the label attribute {attribute.name!r} of {source_ref} failed: {why}")
+    return SourceError(
+        f"reading the label attribute {attribute.name!r} of {source_ref} failed: {why}",
+        code=ErrorCode.MALFORMED_MANIFEST,
+    )
 
 
 def _kind(value: object) -> str:

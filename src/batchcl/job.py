@@ -30,7 +30,7 @@ from pydantic import (
 from batchcl.arns import ModelArn, validate_role_arn
 from batchcl.aws.names import validate_model_name
 from batchcl.choices import Encryption, ServerSideEncryption
-from batchcl.errors import SourceError, UsageError
+from batchcl.errors import ErrorCode, SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
 from batchcl.monitoring.targets import CHECKS as MONITORING
 from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
@@ -256,9 +256,10 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
 class _InvalidJobError(ValueError):
     """A rule about several options; `{max_tps}` in `text` becomes the flag, key or field that the user wrote."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, code: ErrorCode = ErrorCode.CONFLICTING_OPTIONS) -> None:
         super().__init__(text)
         self.text = text
+        self.code = code
 
 
 class Job(BaseModel, JobOptions, frozen=True):
@@ -296,7 +297,10 @@ class Job(BaseModel, JobOptions, frozen=True):
     @model_validator(mode="after")
     def _check_combinations(self) -> Job:
         if not self.sources and self.from_results is None:
-            raise _InvalidJobError("{sources} is missing: name the images to score, or use {from_results}")
+            raise _InvalidJobError(
+                "{sources} is missing: name the images to score, or use {from_results}",
+                code=ErrorCode.INVALID_ARGUMENT,
+            )
         if self.sources and self.from_results is not None:
             raise _InvalidJobError("{sources} and {from_results} exclude each other; use one of them")
         if (self.bucket_column is None) != (self.key_column is None):
@@ -318,7 +322,8 @@ class Job(BaseModel, JobOptions, frozen=True):
         if self.model is None:
             raise _InvalidJobError(
                 "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours); "
-                "with --emulator, the command line needs none"
+                "with --emulator, the command line needs none",
+                code=ErrorCode.INVALID_ARGUMENT,
             )
         self._check_min_images()
         if self.scheduled_stop_role is not None and (self.start_model is None or self.deadline is None):
@@ -350,7 +355,9 @@ class Job(BaseModel, JobOptions, frozen=True):
         try:
             return handler(values)
         except ValidationError as error:
-            raise UsageError(_sentence(error, info.context or _Origins())) from None
+            first = error.errors()[0].get("ctx", {}).get("error")
+            code = first.code if isinstance(first, _InvalidJobError) else None
+            raise UsageError(_sentence(error, info.context or _Origins()), code=code) from None
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """The fields for the repr, without the values of secret ones."""
@@ -598,11 +605,15 @@ def _read_file(config: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"there is no job file {config}; check --config") from error
+        raise UsageError(f"there is no job file {config}; check --config", code=ErrorCode.INVALID_JOB_FILE) from error
     except OSError as error:
-        raise UsageError(f"reading the job file {config} failed: {error.strerror}") from error
+        raise UsageError(
+            f"reading the job file {config} failed: {error.strerror}", code=ErrorCode.INVALID_JOB_FILE
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the job file {config} is not valid TOML: {error}") from error
+        raise UsageError(
+            f"the job file {config} is not valid TOML: {error}", code=ErrorCode.INVALID_JOB_FILE
+        ) from error
 
 
 _MESSAGES: Final = {

@@ -17,7 +17,7 @@ from typing import Final
 
 import anyio
 
-from batchcl.errors import InterruptedRunError, StoppedError
+from batchcl.errors import ErrorCode, InterruptedRunError, StoppedError
 
 __all__ = ["CALLS", "MODEL", "RECORDS", "STORE", "StopSignal"]
 
@@ -66,7 +66,7 @@ class StopSignal:
                 return
             self._limit_s = limit_s
             self._requested_at = anyio.current_time() if _running_loop() is not None else None
-            self._error = (InterruptedRunError if by_user else StoppedError)(reason)
+            self._error = (InterruptedRunError if by_user else StoppedError)(reason, code=ErrorCode.INTERRUPTED)
         _call_all(self._on_request)
 
     def hurry(self) -> None:

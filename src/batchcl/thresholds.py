@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["Thresholds"]
 
@@ -51,7 +51,10 @@ class Thresholds:
         named = [(f" of the label {name!r}", value) for name, value in self.labels.items()]
         for of, value in [*([] if self.default is None else [("", self.default)]), *named]:
             if not (_is_number(value) and 0 <= value <= _MAX_CONFIDENCE):
-                raise UsageError(f"{self.origin}: the threshold {value!r}{of} is not a number from 0 to 100")
+                raise UsageError(
+                    f"{self.origin}: the threshold {value!r}{of} is not a number from 0 to 100",
+                    code=ErrorCode.INVALID_THRESHOLDS,
+                )
 
     @property
     def lowest(self) -> tuple[float, str] | None:
@@ -74,13 +77,21 @@ class Thresholds:
                 data = file.read(_MAX_BYTES + 1)
         except OSError as error:
             reason = error.strerror or error
-            raise UsageError(f"reading the thresholds {path} failed: {reason}; check the path") from error
+            raise UsageError(
+                f"reading the thresholds {path} failed: {reason}; check the path", code=ErrorCode.INVALID_THRESHOLDS
+            ) from error
         if len(data) > _MAX_BYTES:
-            raise UsageError(f"reading the thresholds {path} failed: it has more than {_MAX_BYTES // 1024 // 1024} MB")
+            raise UsageError(
+                f"reading the thresholds {path} failed: it has more than {_MAX_BYTES // 1024 // 1024} MB",
+                code=ErrorCode.INVALID_THRESHOLDS,
+            )
         try:
             values = tomllib.loads(data.decode())
         except ValueError as error:  # of tomllib, and of the encoding
-            raise UsageError(f"reading the thresholds {path} failed: it is not valid TOML: {error}") from error
+            raise UsageError(
+                f"reading the thresholds {path} failed: it is not valid TOML: {error}",
+                code=ErrorCode.INVALID_THRESHOLDS,
+            ) from error
         return cls._parse(values, str(path))
 
     @classmethod
@@ -88,15 +99,22 @@ class Thresholds:
         if unknown := sorted(values.keys() - _KEYS):
             raise UsageError(
                 f"{origin} has the unknown key {unknown[0]!r}; its keys are default, model, and a table [labels] with "
-                "a threshold for each label"
+                "a threshold for each label",
+                code=ErrorCode.INVALID_THRESHOLDS,
             )
         labels, model = values.get("labels", {}), values.get("model")
         if not isinstance(labels, dict):
-            raise UsageError(f"{origin}: labels must be a table [labels], not {labels!r}")
+            raise UsageError(
+                f"{origin}: labels must be a table [labels], not {labels!r}", code=ErrorCode.INVALID_THRESHOLDS
+            )
         if not isinstance(model, str | None):
-            raise UsageError(f"{origin}: model must be the text of an ARN, not {model!r}")
+            raise UsageError(
+                f"{origin}: model must be the text of an ARN, not {model!r}", code=ErrorCode.INVALID_THRESHOLDS
+            )
         if not labels and "default" not in values:
-            raise UsageError(f"{origin} has no threshold; add `default = 50`, or a table [labels]")
+            raise UsageError(
+                f"{origin} has no threshold; add `default = 50`, or a table [labels]", code=ErrorCode.INVALID_THRESHOLDS
+            )
         return cls(values.get("default"), labels, model, origin)
 
 

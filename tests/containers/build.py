@@ -52,6 +52,7 @@ def build(target: Path, extras: str) -> None:
             folder.mkdir(parents=True)
         elif name == "COPY":
             *sources, destination = text.split()
+            (folder / destination).parent.mkdir(parents=True, exist_ok=True)
             for source in sources:
                 if (ROOT / source).is_dir():
                     shutil.copytree(ROOT / source, folder / destination)

@@ -109,8 +109,9 @@ def test_the_build_context_has_what_the_dockerfile_copies():
     copied = [each.arguments.split() for each in stages(ROOT / "Dockerfile")[0] if each.name == "COPY"]
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert {source for *sources, _ in copied for source in sources} == set(kept)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"]} <= set(kept)
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, wheel = configuration["project"], configuration["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {project["readme"], *project["license-files"], *wheel["force-include"]} <= set(kept)
 
 
 def test_containers_of_the_manifests_are_confined(manifests, template, image_user):

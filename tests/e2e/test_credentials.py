@@ -74,7 +74,7 @@ def test_every_command_reports_bad_credentials_in_one_sentence(cli, demo, tmp_pa
     for profile, reported in REPORTED.items():
         env = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": profile}
         done = cli(*command.format(**values).split(), env=env)
-        output = done.out if command.startswith("doctor") else done.err
+        output = done.out if command.startswith("doctor") else done.sentence
         assert (done.code, output.count("\n")) == (5, 1), (done.code, done.out, done.err)
         assert f"of profile {profile} with" in output
         assert reported in output
@@ -86,7 +86,7 @@ def test_botocore_logs_nothing_of_its_own(cli_process, demo, tmp_path, profile):
     (tmp_path / "config").write_text(CONFIG)
     env = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": profile}
     done = cli_process("run", "s3://pics/", "--model", demo.arn, "--out", tmp_path, "--log-format", "json", env=env)
-    assert (done.code, done.err.count("\n")) == (5, 1), done.err
+    assert (done.code, done.sentence.count("\n")) == (5, 1), done.err
 
 
 # --- during a run ---------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_bad_arguments_are_refused_without_a_call(detect, demo, picture, words, 
     done = detect(*(demo.arn if word == "ARN" else word for word in words))
     assert (done.code, done.out) == (2, ""), done.err
     assert message in done.err
-    assert done.err.count("batchcl: ") == 1
+    assert done.sentence.count("batchcl: ") == 1
 
 
 def test_missing_models_and_files_are_reported(detect, demo, picture):

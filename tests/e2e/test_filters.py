@@ -102,7 +102,7 @@ def test_where_filters_by_the_columns_of_a_table(demo, pictures, tmp_path):
     unknown = run_command("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new")
     assert unknown.code == 2
     assert 'unable to find column "lens"; the columns are uri, bucket, key' in unknown.err
-    assert unknown.err.rstrip().endswith("extra, shot, camera")
+    assert unknown.sentence.rstrip().endswith("extra, shot, camera")
     assert not list((tmp_path / "new" / "runs").glob("[!.]*"))
 
 

@@ -24,9 +24,9 @@ def told(cli, tmp_path):
     def run(*args: object, code: int, env=None) -> str:
         done = cli(*args, env=env, cwd=tmp_path)
         assert done.code == code, (done.code, done.err)
-        sentence: str = done.err.splitlines()[-1]
+        sentence: str = done.sentence.splitlines()[-1]
         assert sentence.startswith("batchcl: ")
-        assert done.err.count("batchcl: ") == 1, done.err
+        assert done.sentence.count("batchcl: ") == 1, done.err
         assert "Traceback" not in done.err
         assert done.out == ""
         return sentence

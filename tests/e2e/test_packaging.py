@@ -15,6 +15,7 @@ import pytest
 
 import batchcl
 from batchcl.cli.commands import COMMANDS
+from batchcl.cli.explain import read_page
 from batchcl.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +62,12 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
         f"batchcl/{path.relative_to(PACKAGE)}"
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }
+    } | {"batchcl/troubleshooting.md"}
     others = {name.partition("dist-info/")[2] for name in names if not name.startswith("batchcl/")}
     assert others == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert {"batchcl/py.typed", "batchcl/report/templates/report.html"} <= names
     suffixes = {Path(name).suffix for name in names if name.startswith("batchcl/")}
-    assert suffixes == {".py", ".typed", ".html", ".css", ".js"}
+    assert suffixes == {".py", ".typed", ".html", ".css", ".js", ".md"}
 
 
 def test_the_sdist_builds_the_same_wheel(wheel, tmp_path):
@@ -125,6 +126,13 @@ for line in json.loads(sys.argv[1]):
     sys.argv = ["batchcl", *line.split()]
     print(_run(sys.argv[1:]), file=sys.stderr)
 """
+
+
+def test_an_installed_package_explains_errors_as_the_checkout_does(without_extras, clean_env):
+    code = "from batchcl.cli.explain import read_page; print(read_page(), end='')"
+    shown = subprocess.run([without_extras, "-c", code], env=clean_env, capture_output=True, text=True, check=True)
+    assert shown.stdout == read_page()
+    assert "## Symptoms" in shown.stdout
 
 
 def test_a_command_without_its_extra_says_how_to_install_it(without_extras, clean_env, tmp_path):

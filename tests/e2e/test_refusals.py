@@ -25,7 +25,7 @@ def refused(cli, service, tmp_path):
         assert done.code == code, (done.code, done.err)
         assert says in done.err
         assert "Traceback" not in done.err
-        assert done.err.count("batchcl: ") == 1
+        assert done.sentence.count("batchcl: ") == 1
         assert done.out == ""
         assert not list((tmp_path / "out").rglob("*.json")), "a refused run leaves no record"
 
@@ -60,7 +60,7 @@ def test_every_command_refuses_a_malformed_output_root(cli, out, tmp_path, monke
     for arguments in (run, ("plan", *run[1:]), ("status", out), ("labels", out), ("retry", out, "night")):
         done = cli(*arguments)
         assert (done.code, done.out) == (2, "")
-        assert done.err.count("\n") == 1
+        assert done.sentence.count("\n") == 1
         assert "the output root" in done.err
         assert not list(tmp_path.iterdir())
 
@@ -203,7 +203,7 @@ def test_a_port_in_use(cli):
         done = cli("emulator", "--port", port)
     assert (done.code, done.out) == (5, "")
     assert f"listening on 127.0.0.1:{port} failed: the port is in use" in done.err
-    assert done.err.count("\n") == 1
+    assert done.sentence.count("\n") == 1
 
 
 def test_secrets_appear_in_no_output_and_no_file(cli, demo, service, tmp_path):

@@ -103,7 +103,7 @@ def test_an_output_root_inside_the_source_is_excluded(cli, demo, env, tmp_path):
     assert (done.code, done.json["planned"]) == (0, 3)
     assert f"excluded from {photos}" in done.err
     inside = cli("run", photos / "results", "--model", demo.arn, "--out", photos, env=env)
-    assert (inside.code, inside.err.count("\n")) == (2, 1)
+    assert (inside.code, inside.sentence.count("\n")) == (2, 1)
 
 
 def test_a_low_file_limit_reduces_concurrent_calls(demo, env, clean_env, tmp_path):

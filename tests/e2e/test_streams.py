@@ -138,22 +138,24 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("words", "exit_code", "code"),
     [
-        ("run --no-such-flag --out out", 2),
-        ("run", 2),
-        ("run x --out s3:/b/p --emulator", 2),
-        ("retry out night", 5),
+        ("run --no-such-flag --out out", 2, "InvalidArgument"),
+        ("run", 2, "InvalidArgument"),
+        ("run x --out s3:/b/p --emulator", 2, "InvalidTarget"),
+        ("retry out night", 5, "NotAnOutputRoot"),
     ],
 )
-def test_refusals_are_json_on_both_streams(cli, words, code, tmp_path):
+def test_refusals_are_json_on_both_streams(cli, words, exit_code, code, tmp_path):
     for log_format in (["--log-format", "json"], ["--log-format=json"]):
         done = cli(*words.split(), *log_format, "--json", cwd=tmp_path)
-        assert done.code == code
+        assert done.code == exit_code
         events = lines_of(done.err)
-        assert events[-1]["event"] == "error"
+        assert (events[-1]["event"], events[-1]["code"]) == ("error", code)
+        assert events[-1]["page"] == f"docs/troubleshooting.md#{code.lower()}"
         assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
-        assert done.json == {"status": "refused", "reason": events[-1]["message"], "exit_code": code}
+        reason = events[-1]["message"]
+        assert done.json == {"status": "refused", "reason": reason, "code": code, "exit_code": exit_code}
 
 
 def test_every_log_line_of_a_run_is_json(cli, run, env):

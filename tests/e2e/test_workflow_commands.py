@@ -150,7 +150,7 @@ def test_refusals_are_one_sentence_with_what_to_do(empty, tmp_path, command, cod
     assert ended.code == code, ended.err
     assert says in ended.err
     assert "Traceback" not in ended.err
-    last = ended.err.strip().splitlines()[-1]
+    last = ended.sentence.splitlines()[-1]
     assert last.startswith("batchcl: ")
 
 
@@ -293,7 +293,7 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
         ended = run_command("model train long@v1 --output s3://cmd-long/out")
         thread.join()
         assert ended.code == code, ended.err
-        last = ended.err.strip().splitlines()[-1]
+        last = ended.sentence.splitlines()[-1]
         assert "the training of long@v1 continues in AWS at $1.00 an hour" in last
         assert "`batchcl model wait long@v1 --until TRAINING_COMPLETED`" in last
         late = run_command("model wait long@v1 --until TRAINING_COMPLETED --timeout 0")
@@ -311,7 +311,7 @@ def test_a_failed_training_is_reported_with_its_reason(seaweed, project, tmp_pat
         server.delete_object(Bucket="cmd-fail", Key=f"x/{path.relative_to(photos)}")
     failed = run_command(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert failed.code == 5
-    last = failed.err.strip().splitlines()[-1]
+    last = failed.sentence.splitlines()[-1]
     assert f"{project}@v1 is TRAINING_FAILED" in last
     assert "the errors of each entry are in s3://cmd-fail/out/" in last
     assert "continues in AWS" not in last

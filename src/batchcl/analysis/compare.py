@@ -13,7 +13,7 @@ import polars as pl
 from batchcl.analysis.counts import NONE
 from batchcl.analysis.results import open_results
 from batchcl.analysis.sides import Side, choose_sides
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.extras import require_extra
 from batchcl.quantities import pluralize
 from batchcl.sources.where import Condition
@@ -310,7 +310,8 @@ def _is_paired(wanted: Images | None, images_a: int, images_b: int, both: int) -
     if wanted == "common" and not both:
         raise UsageError(
             f"no image is in both sides ({images_a:,} in A, {images_b:,} in B), so they can't be compared in pairs; "
-            "compare all images with --images all"
+            "compare all images with --images all",
+            code=ErrorCode.NOTHING_TO_COMPARE,
         )
     return wanted == "common" or (wanted is None and 0 < both >= _MOST * min(images_a, images_b))
 
@@ -324,7 +325,8 @@ def _common_threshold(a: Side, b: Side) -> float | None:
     if len(known) < len(every):
         raise UsageError(
             f"the sides were scored with {_described_minima(every)}, so one may have labels that the other lacks; pass "
-            "a --min-confidence or --thresholds that is not below the model's own thresholds"
+            "a --min-confidence or --thresholds that is not below the model's own thresholds",
+            code=ErrorCode.THRESHOLD_TOO_LOW,
         )
     return max(known)
 

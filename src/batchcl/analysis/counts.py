@@ -11,7 +11,7 @@ import polars as pl
 
 from batchcl.analysis.part_files import Batch
 from batchcl.analysis.results import Results, shown_model
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.outcomes import remedy
 
 __all__ = ["NONE", "confidence_histogram", "failure_table", "label_table"]
@@ -158,7 +158,9 @@ def confidence_histogram(
     counts = _bin_counts(results, bins=bins, label=label, per_label=per_label).with_columns(shown_model())
     keys = [*(["model"] if counts["model_arn"].n_unique() > 1 else []), *(["label"] if per_label else [])]
     if label is not None and counts.is_empty():
-        raise UsageError(f"no detection has the label {label!r}; {_describe_labels(results)}")
+        raise UsageError(
+            f"no detection has the label {label!r}; {_describe_labels(results)}", code=ErrorCode.NO_RESULTS
+        )
     every_bin = pl.DataFrame({"bin": pl.Series(range(bins), dtype=pl.Int32)})
     grid = counts.select(keys).unique().join(every_bin, how="cross") if keys else every_bin
     share = pl.col("detections") / pl.col("detections").sum()

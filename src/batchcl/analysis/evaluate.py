@@ -12,7 +12,7 @@ from batchcl.analysis.average_precision import average_precision
 from batchcl.analysis.counts import NONE
 from batchcl.analysis.results import Results, shown_model
 from batchcl.analysis.truth import Truth
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.spellings import spellings
 
 __all__ = ["Evaluation", "check_one_model", "evaluate", "no_common_image", "truth_counts"]
@@ -109,7 +109,7 @@ def _join_truth(
         else pl.DataFrame(schema={"uri": pl.String()})
     )
     if evaluated.is_empty():
-        raise UsageError(no_common_image(truth, results))
+        raise UsageError(no_common_image(truth, results), code=ErrorCode.NO_TRUTH)
     missing = in_truth.join(evaluated, on="uri", how="anti").sort("uri")
     return evaluated, {
         "images": evaluated.height,
@@ -144,7 +144,8 @@ def check_one_model(models: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ..
         shown = known.select(shown_model()).to_series().sort()
         raise UsageError(
             f"the results are from {known.height} models, {', '.join(shown)}; "
-            "choose one with --model, or one run with --run"
+            "choose one with --model, or one run with --run",
+            code=ErrorCode.SEVERAL_MODELS,
         )
     return models
 

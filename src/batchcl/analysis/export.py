@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from batchcl.__about__ import __version__
 from batchcl.analysis.part_filter import day_of
 from batchcl.choices import Encryption
-from batchcl.errors import OutputError, UsageError
+from batchcl.errors import ErrorCode, OutputError, UsageError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.published import PublishedPart, published_parts, read_part
 from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, open_part, parquet_bytes
@@ -99,7 +99,10 @@ async def export_parquet(
         source = open_root(root, profile=profile, region=region)
         target = out.rstrip("/") if out.startswith("s3://") else str(Path(out).absolute())
         if f"{target}/".startswith(f"{source.root}/"):
-            raise UsageError(f"can't export to {target}: it is inside {source.root}; name another location")
+            raise UsageError(
+                f"can't export to {target}: it is inside {source.root}; name another location",
+                code=ErrorCode.INVALID_TARGET,
+            )
         return source, open_root(out, profile=profile, region=region, create=True, encryption=encryption)
 
     source, target = await anyio.to_thread.run_sync(open_both)
@@ -136,7 +139,8 @@ async def copy_tables(
     if await target.list_all(""):
         raise UsageError(
             f"can't export to {target.root}: it is not empty; name another location, or delete what an interrupted "
-            f"export left there (it has no {MANIFEST})"
+            f"export left there (it has no {MANIFEST})",
+            code=ErrorCode.TARGET_EXISTS,
         )
     parts = [part for part in await anyio.to_thread.run_sync(published_parts, source) if _is_before(part, before)]
     files: list[ExportedFile] = []
@@ -202,7 +206,8 @@ async def _copy_file(source: Store, target: Store, path: str, group: Sequence[Pu
     if rows != expected:
         raise OutputError(
             f"the copy {target.uri(path)} is wrong: it has {rows:,} rows, but its {len(group):,} source files have "
-            f"{expected:,}; delete this copy, and export to another location"
+            f"{expected:,}; delete this copy, and export to another location",
+            code=ErrorCode.WRITE_FAILED,
         )
     return ExportedFile(path, rows, len(data), tuple(part.path for part in group))
 

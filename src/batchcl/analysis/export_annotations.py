@@ -31,7 +31,7 @@ from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import S3_DENIED, error_code
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
-from batchcl.errors import CallError, OutputError, SourceError, UnreachableError, UsageError
+from batchcl.errors import CallError, ErrorCode, OutputError, SourceError, UnreachableError, UsageError
 from batchcl.extras import require_extra
 from batchcl.groundtruth import parse_extra
 from batchcl.images import MAX_BYTES_S3, escape_name
@@ -165,7 +165,8 @@ async def export_annotations(
     if results.all_runs and form not in SEVERAL_ROWS:
         raise UsageError(
             f"exporting all runs as {form} failed: it has one row for each image; omit --all-runs, or select a run "
-            "with --run"
+            "with --run",
+            code=ErrorCode.NOT_EXPORTABLE,
         )
     if form in _SIZED and image_size is None:
         require_extra("images", f"exporting as {form} without --image-size")
@@ -190,7 +191,8 @@ async def export_annotations(
         if not images:
             raise UsageError(
                 f"exporting as {form} failed: none of the {len(skipped):,} images can be written; {skipped[0].uri}: "
-                f"{skipped[0].reason}"
+                f"{skipped[0].reason}",
+                code=ErrorCode.NOT_EXPORTABLE,
             )
     return AnnotationExport(
         form=form,
@@ -271,9 +273,15 @@ def _overview(rows: _Rows, form: ExportFormat) -> _Overview:
         labels += len(each.field("name")) - located
         uris += [str(frame["uri"].min()), str(frame["uri"].max())]
     if not uris:
-        raise UsageError(f"exporting as {form} failed: {rows.results.root} has no scored image that matches")
+        raise UsageError(
+            f"exporting as {form} failed: {rows.results.root} has no scored image that matches",
+            code=ErrorCode.NO_RESULTS,
+        )
     if form == "yolo" and not boxes:
-        raise UsageError("exporting as yolo failed: the results have no boxes, and YOLO has no labels of whole images")
+        raise UsageError(
+            "exporting as yolo failed: the results have no boxes, and YOLO has no labels of whole images",
+            code=ErrorCode.NOT_EXPORTABLE,
+        )
     missing = (
         [] if rows.wanted is None else rows.wanted.filter(~rows.wanted.is_in(rows.read(0)["uri"].implode())).to_list()
     )
@@ -292,7 +300,8 @@ def _check_one_model(rows: pl.DataFrame) -> None:
     if len(models) > 1:
         raise UsageError(
             f"the results are from {len(models)} models, {', '.join(models)}; choose one with --model, or one run "
-            "with --run"
+            "with --run",
+            code=ErrorCode.SEVERAL_MODELS,
         )
 
 
@@ -373,7 +382,9 @@ def _namer(folder: str | None) -> Callable[[str], str]:
 
     def name_of(uri: str) -> str:
         if not uri.startswith(f"{base}/"):
-            raise UsageError(f"the image {uri} is not below {base}; name a folder that has all images")
+            raise UsageError(
+                f"the image {uri} is not below {base}; name a folder that has all images", code=ErrorCode.NOT_EXPORTABLE
+            )
         return uri[len(base) + 1 :]
 
     return name_of
@@ -471,23 +482,31 @@ def _checked_target(results: Results, form: ExportFormat, out: str | os.PathLike
     """The absolute path of `out`; raises `UsageError` if it must not be written."""
     text = os.fspath(out)
     if text.startswith("s3://"):
-        raise UsageError(f"exporting to {text} failed: the export is written to disk; copy it to S3 afterwards")
+        raise UsageError(
+            f"exporting to {text} failed: the export is written to disk; copy it to S3 afterwards",
+            code=ErrorCode.INVALID_TARGET,
+        )
     target = Path(os.path.expanduser(text)).absolute()
     check_outside_root(str(target), results.root, what="--out")
     if not os.path.lexists(target):
         return target
     if not overwrite:
         raise UsageError(
-            f"exporting to {target} failed: it exists; name a new location, or replace it with --overwrite"
+            f"exporting to {target} failed: it exists; name a new location, or replace it with --overwrite",
+            code=ErrorCode.TARGET_EXISTS,
         )
     if target.is_dir() != (form in _FOLDERS):
         kind = "directory" if form in _FOLDERS else "file"
-        raise UsageError(f"exporting to {target} failed: {form} is a {kind}, and there is something else")
+        raise UsageError(
+            f"exporting to {target} failed: {form} is a {kind}, and there is something else",
+            code=ErrorCode.TARGET_EXISTS,
+        )
     others = {path.name for path in target.iterdir()} - _FOLDERS[form] if form in _FOLDERS else set()
     if others:
         raise UsageError(
             f"exporting to {target} failed: it has files that are not of an earlier export, such as "
-            f"{min(others)!r}; name another location"
+            f"{min(others)!r}; name another location",
+            code=ErrorCode.TARGET_EXISTS,
         )
     return target
 
@@ -506,7 +525,8 @@ def _staged(target: Path) -> Iterator[Path]:
         staged.rename(target)
     except OSError as error:
         raise OutputError(
-            f"writing {target} failed: {error.strerror or error}; name a location with enough space that you may write"
+            f"writing {target} failed: {error.strerror or error}; name a location with enough space that you may write",
+            code=ErrorCode.WRITE_FAILED,
         ) from error
     finally:
         if folder is not None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from batchcl.arns import ModelArn
-from batchcl.errors import UsageError, command
+from batchcl.errors import ErrorCode, UsageError, command
 from batchcl.runs.layout import valid_run_id
 from batchcl.runs.published import PublishedPart
 from batchcl.runs.status import RunState
@@ -80,7 +80,8 @@ class PartFilter:
         has = {"model": models, "date": dates, "run": run_ids}
         exists = "; ".join(f"its {_plural(kind, names)} {_some(names)}" for kind, names in has.items() if names)
         return UsageError(
-            f"{root} has no rows of the {' and '.join(wanted)}: {exists}; {command('runs', root)} lists its runs"
+            f"{root} has no rows of the {' and '.join(wanted)}: {exists}; {command('runs', root)} lists its runs",
+            code=ErrorCode.NO_RESULTS,
         )
 
 

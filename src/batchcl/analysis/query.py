@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from batchcl.analysis.results import run_table
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
     from batchcl.analysis.results import Results
@@ -45,17 +45,23 @@ def query(results: Results, sql: str) -> pl.DataFrame:
     }
     first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
     if first is None or first[1].lower() not in _STATEMENTS:
-        raise UsageError(f"not a query: {sql.strip()[:80]!r}; begin with SELECT or WITH (results are read-only)")
+        raise UsageError(
+            f"not a query: {sql.strip()[:80]!r}; begin with SELECT or WITH (results are read-only)",
+            code=ErrorCode.INVALID_QUERY,
+        )
     if (reader := _FILE_FUNCTION.search(sql)) is not None:
         raise UsageError(
             f"the query failed: the function {reader[1]} is not allowed, because queries read only the output root; "
-            f"use the tables {', '.join(tables)}"
+            f"use the tables {', '.join(tables)}",
+            code=ErrorCode.INVALID_QUERY,
         )
     try:
         return pl.SQLContext(tables).execute(sql).collect(engine="in-memory")
     except pl.exceptions.PolarsError as error:
         reason = str(error).partition("\n\n")[0]  # followed by polars' query plan
-        raise UsageError(f"the query failed: {reason}\n{_describe_tables(tables)}") from error
+        raise UsageError(
+            f"the query failed: {reason}\n{_describe_tables(tables)}", code=ErrorCode.INVALID_QUERY
+        ) from error
 
 
 def _describe_tables(tables: dict[str, pl.LazyFrame]) -> str:

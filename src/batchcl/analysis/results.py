@@ -21,7 +21,7 @@ from batchcl.analysis.newest import IMAGE
 from batchcl.analysis.part_files import Batch, NewestRows, PartFiles
 from batchcl.analysis.part_filter import PartFilter
 from batchcl.arns import ModelArn
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.published import (
     PARTITION,
@@ -247,7 +247,8 @@ class Results:
             raise UsageError(
                 f"{self._thresholds.origin}: the threshold {value:g} of {of} is below {highest:g}, with which images "
                 f"were scored, so labels between the two are missing; use at least {highest:g}, or score the images "
-                "with a lower --min-confidence"
+                "with a lower --min-confidence",
+                code=ErrorCode.THRESHOLD_TOO_LOW,
             )
 
     def filtered(

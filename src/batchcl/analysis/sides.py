@@ -10,7 +10,7 @@ from typing import Final
 
 from batchcl.analysis.part_filter import PartFilter, day_of
 from batchcl.analysis.results import Results
-from batchcl.errors import UsageError, command
+from batchcl.errors import ErrorCode, UsageError, command
 from batchcl.quantities import parse_duration, pluralize
 from batchcl.runs.status import RunState
 
@@ -85,7 +85,8 @@ class _Root:
         started = _started(self.runs)
         if not started:
             raise UsageError(
-                f"{self.results.root} has no record of a run, so it has no newest one; name two dates or models"
+                f"{self.results.root} has no record of a run, so it has no newest one; name two dates or models",
+                code=ErrorCode.NOTHING_TO_COMPARE,
             )
         return self.of_runs(started[-1:], f"run {started[-1].run_id}")
 
@@ -94,7 +95,10 @@ class _Root:
         own = {run.run_id for run in side.runs}
         starts = [run.started_at for run in side.runs if run.started_at is not None]
         if not starts:
-            raise UsageError(f"the {side.name} has no record of a run, so nothing is before it; name both sides")
+            raise UsageError(
+                f"the {side.name} has no record of a run, so nothing is before it; name both sides",
+                code=ErrorCode.NOTHING_TO_COMPARE,
+            )
         projects = {_project(run) for run in side.runs}
         earlier = [
             run
@@ -103,12 +107,12 @@ class _Root:
         ]
         if baseline is None:
             if not earlier:
-                raise UsageError(self._nothing_before(side, projects))
+                raise UsageError(self._nothing_before(side, projects), code=ErrorCode.NOTHING_TO_COMPARE)
             return self.of_runs(earlier[-1:], f"run {earlier[-1].run_id}")
         since = min(starts) - dt.timedelta(seconds=parse_duration(baseline))
         recent = [run for run in earlier if run.started_at >= since]  # type: ignore[operator]
         if not recent:
-            raise UsageError(self._nothing_before(side, projects, baseline))
+            raise UsageError(self._nothing_before(side, projects, baseline), code=ErrorCode.NOTHING_TO_COMPARE)
         return self.of_runs(recent, f"{pluralize(len(recent), 'run')} of the {baseline} before the {side.name}")
 
     def _nothing_before(self, side: Side, projects: Iterable[str], baseline: str | None = None) -> str:
@@ -140,7 +144,10 @@ def choose_sides(
     if a is not None and b is None and other is None:
         a, b = None, a
     if a is not None and baseline is not None:
-        raise UsageError(f"--baseline {baseline} takes the place of A; name only B, or leave --baseline out")
+        raise UsageError(
+            f"--baseline {baseline} takes the place of A; name only B, or leave --baseline out",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     root_a = _Root(results)
     root_b = root_a if other is None else _Root(other)
     side_b = root_b.newest() if b is None else root_b.named(b)
@@ -151,7 +158,9 @@ def choose_sides(
     else:
         side_a = root_a.before(side_b, baseline=baseline)
     if other is None and side_a.name == side_b.name:
-        raise UsageError(f"both sides are the {side_a.name}; name two different ones")
+        raise UsageError(
+            f"both sides are the {side_a.name}; name two different ones", code=ErrorCode.NOTHING_TO_COMPARE
+        )
     return side_a, side_b
 
 

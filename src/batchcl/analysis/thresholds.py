@@ -15,7 +15,7 @@ from batchcl.__about__ import __version__
 from batchcl.analysis.evaluate import check_one_model, no_common_image, truth_counts
 from batchcl.analysis.results import Results
 from batchcl.analysis.truth import Truth
-from batchcl.errors import OutputError, UsageError
+from batchcl.errors import ErrorCode, OutputError, UsageError
 from batchcl.extras import require_extra
 from batchcl.quantities import pluralize
 from batchcl.runs.layout import check_outside_root
@@ -131,7 +131,7 @@ def choose_thresholds(
     judged = read_judged(results.with_all_labels(), truth, image_level=image_level)
     models = check_one_model(judged.models)
     if not judged.images:
-        raise UsageError(no_common_image(truth, results))
+        raise UsageError(no_common_image(truth, results), code=ErrorCode.NO_TRUTH)
     ((model, model_arn),) = models
     rows, curves, calibration = [], [], []
     for label, scores, judged_from in judged.labels():
@@ -168,7 +168,7 @@ def choose_thresholds(
 def check_thresholds_arguments(*, precision: float | None, recall: float | None, bins: int) -> None:
     """Raise `UsageError` as `choose_thresholds` does, before anything is read."""
     if precision is not None and recall is not None:
-        raise UsageError("--precision and --recall exclude each other; choose one")
+        raise UsageError("--precision and --recall exclude each other; choose one", code=ErrorCode.CONFLICTING_OPTIONS)
     for flag, value in (("--precision", precision), ("--recall", recall)):
         if value is not None and not 0 < value <= 1:
             is_percent = 1 < value <= 100  # noqa: PLR2004 - per cent
@@ -316,17 +316,24 @@ def check_thresholds_path(path: str | os.PathLike[str], *, root: str, overwrite:
     """
     name = os.fspath(path)
     if name.startswith("s3://"):
-        raise UsageError(f"--out {name} is in S3; name a local file, and copy it with: aws s3 cp")
+        raise UsageError(
+            f"--out {name} is in S3; name a local file, and copy it with: aws s3 cp", code=ErrorCode.INVALID_TARGET
+        )
     file = os.path.realpath(os.path.expanduser(name))
     check_outside_root(name, root, what="--out")
     if os.path.isdir(file):
         raise UsageError(
-            f"--out {name} is a directory; name a file in it, such as {os.path.join(name, 'thresholds.toml')}"
+            f"--out {name} is a directory; name a file in it, such as {os.path.join(name, 'thresholds.toml')}",
+            code=ErrorCode.INVALID_TARGET,
         )
     if not os.path.isdir(os.path.dirname(file)):
-        raise UsageError(f"--out {name} is in a directory that does not exist; create it first")
+        raise UsageError(
+            f"--out {name} is in a directory that does not exist; create it first", code=ErrorCode.INVALID_TARGET
+        )
     if os.path.lexists(file) and not overwrite:
-        raise UsageError(f"--out {name} exists; replace it with --overwrite, or name another file")
+        raise UsageError(
+            f"--out {name} exists; replace it with --overwrite, or name another file", code=ErrorCode.TARGET_EXISTS
+        )
     return file
 
 
@@ -369,7 +376,8 @@ def write_thresholds(
         with suppress(OSError):
             os.unlink(staged)
         raise OutputError(
-            f"writing {os.fspath(path)} failed: {error.strerror}; name another file with --out"
+            f"writing {os.fspath(path)} failed: {error.strerror}; name another file with --out",
+            code=ErrorCode.WRITE_FAILED,
         ) from error
 
 

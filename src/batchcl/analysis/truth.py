@@ -23,7 +23,7 @@ from batchcl.annotations import (
 )
 from batchcl.annotations.folders import read_folders
 from batchcl.annotations.references import file_name, resolve_references
-from batchcl.errors import SourceError, UsageError
+from batchcl.errors import ErrorCode, SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escape_name
 from batchcl.quantities import pluralize
@@ -123,7 +123,8 @@ def read_truth(
         )
     if relative_to is not None:
         raise UsageError(
-            f"--relative-to does not apply to the manifest {name}, which names its images by URI or relative to itself"
+            f"--relative-to does not apply to the manifest {name}, which names its images by URI or relative to itself",
+            code=ErrorCode.CONFLICTING_OPTIONS,
         )
     bad: list[str] = []
     with open_list(manifest, f"the truth {name}") as file:
@@ -135,7 +136,8 @@ def read_truth(
         skipped += f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels{skipped}; use a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels{skipped}; use a Ground Truth manifest with a label attribute",
+            code=ErrorCode.NO_TRUTH,
         )
     return truth
 
@@ -152,13 +154,19 @@ def _foreign_truth(
 ) -> Truth:
     """The truth in another format than a manifest; bad entries are added to `bad`, or raised if it is None."""
     if attribute is not None:
-        raise UsageError(f"--attribute selects an attribute of a manifest, and {name} has none; omit it")
+        raise UsageError(
+            f"--attribute selects an attribute of a manifest, and {name} has none; omit it",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     annotated: list[AnnotatedImage] = []
     for entry in entries:
         if isinstance(entry, AnnotatedImage):
             annotated.append(entry)
         elif bad is None:
-            raise SourceError(f"{name}, {entry.location}: {entry.reason}; skip such entries with --skip-bad-lines")
+            raise SourceError(
+                f"{name}, {entry.location}: {entry.reason}; skip such entries with --skip-bad-lines",
+                code=ErrorCode.INVALID_ANNOTATIONS,
+            )
         else:
             bad.append(f"{entry.location}: {entry.reason}")
     references = [each.references for each in annotated]
@@ -178,7 +186,9 @@ def _foreign_truth(
     if truth.images.is_empty():
         unlabelled = f": {pluralize(truth.unlabelled, 'image')} without labels" if truth.unlabelled else ""
         raise SourceError(
-            f"{name} has no image with labels{unlabelled}{_describe_bad_labels(truth)}; check the path, or label images"
+            f"{name} has no image with labels{unlabelled}{_describe_bad_labels(truth)}; check the path, or label "
+            "images",
+            code=ErrorCode.NO_TRUTH,
         )
     return truth
 
@@ -211,14 +221,17 @@ def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_ba
                 yield GroundTruth(source_ref=uri) if extra is None else parse_extra(extra, uri, attribute=attribute)
             except SourceError as error:
                 if not skip_bad_lines:
-                    raise SourceError(f"{error}; skip such lines with --skip-bad-lines") from error
+                    raise SourceError(
+                        f"{error}; skip such lines with --skip-bad-lines", code=ErrorCode.MALFORMED_MANIFEST
+                    ) from error
                 bad.append(f"{uri}: {error}")
 
     truth = _collect(read(), Path("/"), bad)
     if truth.images.is_empty():
         raise SourceError(
             f"none of the {latest.height} results has usable labels from a manifest{_describe_bad_labels(truth)}; name "
-            "a manifest with --truth"
+            "a manifest with --truth",
+            code=ErrorCode.NO_TRUTH,
         )
     return truth
 
@@ -239,7 +252,10 @@ def _parse_lines(
             yield parse_line(line, attribute=attribute, strict=True)
         except SourceError as error:
             if bad is None:
-                raise SourceError(f"{name}, line {number}: {error}; skip such lines with --skip-bad-lines") from error
+                raise SourceError(
+                    f"{name}, line {number}: {error}; skip such lines with --skip-bad-lines",
+                    code=ErrorCode.MALFORMED_MANIFEST,
+                ) from error
             bad.append(f"line {number}: {error}")
 
 

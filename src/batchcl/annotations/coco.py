@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
 from batchcl.annotations.scored import ScoredImage, json_text
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import TruthBox
 
 __all__ = ["CocoWriter", "is_coco", "read_coco"]
@@ -46,7 +46,8 @@ def read_coco(document: Any, name: str) -> Iterator[AnnotatedImage | BadEntry]:
     if not isinstance(images, list) or not isinstance(annotations, list) or not isinstance(categories, list):
         raise SourceError(
             f'reading {name} failed: COCO needs the lists "images", "annotations" and "categories"; use the file of '
-            "instances, not one of results or captions"
+            "instances, not one of results or captions",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         )
     names = _category_names(categories, name)
     by_image: defaultdict[Any, list[Any]] = defaultdict(list)
@@ -126,11 +127,15 @@ def _category_names(categories: list[Any], name: str) -> dict[Any, str]:
     for category in categories:
         category_id, label = (category.get(key) if isinstance(category, dict) else None for key in ("id", "name"))
         if not isinstance(category_id, int | str) or not isinstance(label, str) or not label:
-            raise SourceError(f"reading {name} failed: a category has no id and name: {shown(category)}")
+            raise SourceError(
+                f"reading {name} failed: a category has no id and name: {shown(category)}",
+                code=ErrorCode.INVALID_ANNOTATIONS,
+            )
         if names.setdefault(category_id, label) != label:
             raise SourceError(
                 f"reading {name} failed: two categories have the id {category_id}: {shown(names[category_id])} and "
-                f"{shown(label)}; number them differently"
+                f"{shown(label)}; number them differently",
+                code=ErrorCode.INVALID_ANNOTATIONS,
             )
     return names
 

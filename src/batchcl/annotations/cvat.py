@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
 from batchcl.annotations.scored import ScoredImage, check_xml, xml
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import TruthBox
 
 __all__ = ["CvatWriter", "read_cvat"]
@@ -48,7 +48,8 @@ def read_cvat(file: _Reader, name: str) -> Iterator[AnnotatedImage | BadEntry]:
         parser.Parse(b"", True)  # noqa: FBT003
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
         raise SourceError(
-            f"reading {name} failed: it is not well-formed XML, or truncated: {error}; export it again"
+            f"reading {name} failed: it is not well-formed XML, or truncated: {error}; export it again",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         ) from error
     yield from handler.finished()
 
@@ -72,7 +73,10 @@ class _Handler:
         return images
 
     def refuse_dtd(self, *_: Any) -> NoReturn:
-        raise SourceError(f"reading {self._name} failed: it has a DTD, which no export of CVAT has; remove it")
+        raise SourceError(
+            f"reading {self._name} failed: it has a DTD, which no export of CVAT has; remove it",
+            code=ErrorCode.INVALID_ANNOTATIONS,
+        )
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self._path.append(tag)
@@ -80,12 +84,14 @@ class _Handler:
         if depth == 1 and tag != "annotations":
             raise SourceError(
                 f"reading {self._name} failed: it is not CVAT's XML: its root is {shown(tag)}, not 'annotations'; "
-                "export the task in the format CVAT for images"
+                "export the task in the format CVAT for images",
+                code=ErrorCode.INVALID_ANNOTATIONS,
             )
         if self._path == ["annotations", "track"]:
             raise SourceError(
                 f"reading {self._name} failed: it has the tracks of a video; export the task in the format CVAT for "
-                "images"
+                "images",
+                code=ErrorCode.INVALID_ANNOTATIONS,
             )
         if self._path == ["annotations", "image"]:
             self._image, self._boxes, self._labels, self._bad = attributes, [], [], []

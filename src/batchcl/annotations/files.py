@@ -17,7 +17,7 @@ from batchcl.annotations.base import AnnotatedImage, BadEntry
 from batchcl.annotations.coco import is_coco, read_coco
 from batchcl.annotations.cvat import read_cvat
 from batchcl.annotations.label_studio import is_label_studio, read_label_studio
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.sources.files import open_list, start_of
 
 __all__ = ["FORMATS", "MAX_BYTES", "Format", "annotation_format", "read_annotations"]
@@ -47,11 +47,14 @@ def annotation_format(path: Path, name: str) -> Format | None:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
     except OSError as error:
-        raise SourceError(f"reading {name} failed: {error.strerror}; check the path") from error
+        raise SourceError(
+            f"reading {name} failed: {error.strerror}; check the path", code=ErrorCode.UNREADABLE_SOURCE
+        ) from error
     if is_zip:
         raise SourceError(
             f"reading {name} failed: it is a ZIP archive; unpack it, and name the file in it, such as annotations.xml "
-            "of CVAT, or instances_default.json of COCO"
+            "of CVAT, or instances_default.json of COCO",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         )
     start = start_of(path, name).lstrip()
     if start.startswith(b"<"):
@@ -70,7 +73,8 @@ def annotation_format(path: Path, name: str) -> Format | None:
         if is_manifest and is_coco(entry):
             raise SourceError(
                 f"reading {name} failed: it can be a manifest or COCO, because it has the keys of both; remove its key "
-                '"source-ref" if it is COCO'
+                '"source-ref" if it is COCO',
+                code=ErrorCode.INVALID_ANNOTATIONS,
             )
         return "coco" if is_coco(entry) else "label-studio" if is_label_studio([entry]) else None
     if isinstance(entry, dict) or _MANIFEST_KEY in first:
@@ -113,7 +117,8 @@ class _Bounded:
         if self._left < 0:
             raise SourceError(
                 f"reading {self._name} failed: it has more than {MAX_BYTES / 1024**2:,.0f} MB; split it into several "
-                "files, or convert it to a manifest"
+                "files, or convert it to a manifest",
+                code=ErrorCode.INVALID_ANNOTATIONS,
             )
         return data
 
@@ -124,5 +129,6 @@ def _json(file: _Bounded, name: str) -> Any:
         return orjson.loads(data)
     except ValueError as error:
         raise SourceError(
-            f"reading {name} failed: it is not valid JSON, or truncated: {error}; export it again"
+            f"reading {name} failed: it is not valid JSON, or truncated: {error}; export it again",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         ) from error

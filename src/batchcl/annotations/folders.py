@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from batchcl.annotations.base import AnnotatedImage
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import GroundTruth
 from batchcl.images import EXTENSIONS, FITTABLE_EXTENSIONS, extension_of
 
@@ -92,5 +92,6 @@ def _files(root: Path) -> tuple[list[Path], int]:
 def _raise_unreadable(error: OSError) -> None:
     """`os.walk` would skip the folder, and its images, without an error."""
     raise SourceError(
-        f"reading the directory {error.filename} failed: {error.strerror}. Allow reading it, or move it elsewhere."
+        f"reading the directory {error.filename} failed: {error.strerror}. Allow reading it, or move it elsewhere.",
+        code=ErrorCode.UNREADABLE_SOURCE,
     ) from error

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
 from batchcl.annotations.scored import ScoredImage, ScoredLabel, check_xml, json_text, xml
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import TruthBox
 from batchcl.images import EXTENSIONS, FITTABLE_EXTENSIONS, extension_of
 
@@ -51,7 +51,8 @@ def read_label_studio(document: Any, name: str) -> Iterator[AnnotatedImage | Bad
         what = "an empty list" if not tasks else f"a list of {shown(tasks[0])}"
         raise SourceError(
             f"reading {name} failed: it is not a list of Label Studio tasks with data and annotations, but {what}; "
-            "export the project in the format JSON, not JSON-MIN"
+            "export the project in the format JSON, not JSON-MIN",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         )
     task_kind = "detection" if any(_is_rectangle(each) for each in _all_results(tasks)) else "classification"
     for at, task in enumerate(tasks):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import escape_name
 
 __all__ = ["Matches", "file_name", "is_relative", "match_references", "normalize_references", "resolve_references"]
@@ -170,13 +170,15 @@ def _match_ends(
                 examples = " and ".join(sorted(candidates)[:_EXAMPLES])
                 raise SourceError(
                     f"the image {end} can't be identified: it is the end of {len(candidates):,} URIs, such as "
-                    f"{examples}; name the folder that contains it with --relative-to"
+                    f"{examples}; name the folder that contains it with --relative-to",
+                    code=ErrorCode.AMBIGUOUS_IMAGE,
                 )
             (uri,) = candidates
             if owner.setdefault(uri, tuple(images[at])) != tuple(images[at]):
                 raise SourceError(
                     f"the image {uri} can't be identified: it {what} several images of the file, such as {end}; name "
-                    "the folder that contains them with --relative-to"
+                    "the folder that contains them with --relative-to",
+                    code=ErrorCode.AMBIGUOUS_IMAGE,
                 )
             found[at] = uri
             break

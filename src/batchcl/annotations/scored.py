@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 
 import orjson
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["ImageWriter", "ScoredBox", "ScoredImage", "ScoredLabel", "UnwritableError", "check_xml", "json_text", "xml"]
 
@@ -116,4 +116,4 @@ def check_xml(labels: Sequence[str]) -> None:
         try:
             xml(label)
         except UnwritableError as error:
-            raise UsageError(f"the label {error}; export another format") from error
+            raise UsageError(f"the label {error}; export another format", code=ErrorCode.NOT_EXPORTABLE) from error

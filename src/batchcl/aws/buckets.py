@@ -8,10 +8,18 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_message
+from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_code_for, error_message
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
+from batchcl.errors import (
+    BatchclError,
+    CredentialsError,
+    ErrorCode,
+    RefusedError,
+    RegionError,
+    SourceError,
+    UnreachableError,
+)
 
 __all__ = ["BucketChecks", "check_bucket", "error_for_code", "s3_error"]
 
@@ -105,7 +113,10 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
 def s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
     """The batchcl error for an SDK error of S3, with advice."""
     if isinstance(error, ParamValidationError):
-        return SourceError(f"{doing} failed: {bucket!r} is not a valid bucket name; write it like s3://bucket/prefix")
+        return SourceError(
+            f"{doing} failed: {bucket!r} is not a valid bucket name; write it like s3://bucket/prefix",
+            code=ErrorCode.NO_SUCH_BUCKET,
+        )
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)
@@ -116,16 +127,24 @@ def s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Bat
 def error_for_code(code: str, message: str, *, doing: str, bucket: str, region: str | None) -> BatchclError:
     """The batchcl error for an error response of S3; `region` is the bucket's, if S3 states it."""
     if code in _MISSING:
-        return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
+        return SourceError(
+            f"{doing} failed: there is no bucket {bucket}; check its name", code=ErrorCode.NO_SUCH_BUCKET
+        )
     if code in _OTHER_REGION or (code == "307" and region):
         where = f"is in {region}" if region else f"is in another region ({message})"
         return RegionError(f"{doing} failed: bucket {bucket} {where}; check the region and the endpoint", region=region)
     if code in S3_DENIED:
-        return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
+        return CredentialsError(
+            f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}",
+            code=ErrorCode.ACCESS_DENIED,
+        )
     if code in _BAD_CREDENTIALS:
-        return CredentialsError(f"{doing} failed: {code}: {message}; check the profile and its keys, or log in again")
+        return CredentialsError(
+            f"{doing} failed: {code}: {message}; check the profile and its keys, or log in again",
+            code=ErrorCode.INVALID_CREDENTIALS,
+        )
     advice = "; check the endpoint and the proxy" if code.isdigit() else ""  # a status: not a response of S3
-    return RefusedError(f"{doing} failed: {code}: {message}{advice}")
+    return RefusedError(f"{doing} failed: {code}: {message}{advice}", code=error_code_for(code))
 
 
 def _check_region(bucket: str, region: str | None, model_region: str) -> None:

@@ -32,7 +32,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 
 from batchcl.aws.errors import NO_CREDENTIALS, error_code, error_message
 from batchcl.aws.sigv4 import Keys
-from batchcl.errors import CallError, CredentialsError, CredentialsFailingError, FatalCallError
+from batchcl.errors import CallError, CredentialsError, CredentialsFailingError, ErrorCode, FatalCallError
 
 __all__ = [
     "MAX_FAILING_S",
@@ -136,7 +136,7 @@ class CredentialCache:
         self._was_valid = False
         self._accepted: set[str] = set()
         self._failing_since: dict[str, float] = {}
-        self._failure = ""
+        self._failure: tuple[str, str] | None = None
         self._retry_at = 0.0
         self._waiting = 0
 
@@ -203,6 +203,7 @@ class CredentialCache:
         return self._failed(
             service,
             f"{service} refuses the AWS credentials: {message.rstrip('.')}; check the profile, or log in again",
+            ErrorCode.INVALID_CREDENTIALS,
         )
 
     async def retry_while_failing(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -230,18 +231,18 @@ class CredentialCache:
 
     async def _load(self) -> Keys:
         """Load keys with a new session. Cached keys stay if that fails."""
-        if self._keys is None and self._failure and _now() < self._retry_at:
-            raise self._failed(_PROVIDER, self._failure)
+        if self._keys is None and self._failure is not None and _now() < self._retry_at:
+            raise self._failed(_PROVIDER, *self._failure)
         try:
             keys = await self._load_from_providers()
         except CredentialsError as error:
             if self._keys is not None:
                 raise
-            self._failure, self._retry_at = str(error), _now() + _RETRY_S
-            raise self._failed(_PROVIDER, self._failure) from None
+            self._failure, self._retry_at = (str(error), error.code), _now() + _RETRY_S
+            raise self._failed(_PROVIDER, *self._failure) from None
         self._refresh_at = _now() + _REFRESH_S
         self._was_valid = True
-        self._failure = ""
+        self._failure = None
         self._failing_since.pop(_PROVIDER, None)
         return keys
 
@@ -279,14 +280,16 @@ class CredentialCache:
             self._keys = fresh
         return self._keys
 
-    def _failed(self, where: str, message: str) -> CredentialsError:
+    def _failed(self, where: str, message: str, code: str) -> CredentialsError:
         """The error for a failure of the provider or a service; temporary for five minutes after valid credentials."""
         now = _now()
         failing_s = now - self._failing_since.setdefault(where, now)
         if not self._was_valid or failing_s < MAX_FAILING_S:
-            return CredentialsError(message, may_pass=self._was_valid)
+            return CredentialsError(message, code=code, may_pass=self._was_valid)
         return CredentialsError(
-            f"no valid AWS credentials for {failing_s / 60:.0f} minutes: {message}", has_lasted=True
+            f"no valid AWS credentials for {failing_s / 60:.0f} minutes: {message}",
+            has_lasted=True,
+            code=ErrorCode.CREDENTIALS_EXPIRED,
         )
 
     def _current_stamps(self) -> list[tuple[int, int, int]]:
@@ -341,7 +344,9 @@ class BlockingCredentials(Credentials):  # type: ignore[misc]  # it has no types
 def call_error(error: CredentialsError) -> CallError:
     """The error of a call that can't be signed."""
     kind = CredentialsFailingError if error.may_pass else FatalCallError
-    return kind(str(error), code="Credentials")
+    failed = kind(str(error), code="Credentials")
+    failed.__cause__ = error
+    return failed
 
 
 def _frozen(keys: Keys) -> ReadOnlyCredentials:

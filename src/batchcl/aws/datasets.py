@@ -15,7 +15,7 @@ from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.errors import cause_code, translate_errors
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, wait_until
-from batchcl.errors import RefusedError, UsageError
+from batchcl.errors import ErrorCode, RefusedError, UsageError
 
 __all__ = [
     "Dataset",
@@ -314,7 +314,10 @@ def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     for line in lines:
         length = len(line) + 1
         if length > MAX_CHANGES_BYTES:
-            raise UsageError(f"a manifest line of {length:,} bytes is too large; the limit of an update is 5 MB")
+            raise UsageError(
+                f"a manifest line of {length:,} bytes is too large; the limit of an update is 5 MB",
+                code=ErrorCode.UNSUITABLE_DATASET,
+            )
         if batch and (size + length > MAX_CHANGES_BYTES or len(batch) >= _MAX_CHANGES_LINES):
             yield batch
             batch, size = [], 0

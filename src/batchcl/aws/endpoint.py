@@ -20,7 +20,7 @@ from botocore.utils import get_environ_proxies
 from yarl import URL
 
 from batchcl.aws.session import Aws
-from batchcl.errors import RefusedError
+from batchcl.errors import ErrorCode, RefusedError
 
 __all__ = ["Endpoint", "find_endpoint", "tls_context"]
 
@@ -68,7 +68,8 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
     except (BotoCoreError, ValueError) as error:
         raise RefusedError(
             f"finding the endpoint of {service} failed: {error}; check the AWS_ENDPOINT_URL settings, the profile and "
-            "the region"
+            "the region",
+            code=ErrorCode.INVALID_AWS_SETTINGS,
         ) from error
     scope = _SCOPE.search(authorization)
     origin = f"{url.scheme}://{url.host_port_subcomponent}"
@@ -105,7 +106,8 @@ def tls_context(aws: Aws) -> ssl.SSLContext:
         reason = error.strerror or str(error)
         raise RefusedError(
             f"the CA certificates in {path} can't be read: {reason}; check AWS_CA_BUNDLE and ca_bundle in the AWS "
-            "config"
+            "config",
+            code=ErrorCode.INVALID_AWS_SETTINGS,
         ) from error
 
 
@@ -120,7 +122,8 @@ def _proxy_for(origin: str) -> tuple[URL | None, dict[str, str]]:
         proxy = URL()
     if not proxy.host or not proxy.port or proxy.path not in {"", "/"}:
         raise RefusedError(
-            "HTTPS_PROXY or HTTP_PROXY is not the address of a proxy; write it like http://host:3128"
+            "HTTPS_PROXY or HTTP_PROXY is not the address of a proxy; write it like http://host:3128",
+            code=ErrorCode.INVALID_AWS_SETTINGS,
         ) from None
     if proxy.user is None:
         return proxy, {}

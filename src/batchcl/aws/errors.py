@@ -26,6 +26,7 @@ from batchcl.errors import (
     BatchclError,
     CallError,
     CredentialsError,
+    ErrorCode,
     FatalCallError,
     ImageError,
     ModelNotReadyError,
@@ -49,8 +50,10 @@ __all__ = [
     "cause_code",
     "cause_status",
     "classify",
+    "code_of",
     "connection_error",
     "error_code",
+    "error_code_for",
     "error_message",
     "is_clock_error",
     "is_keys_error",
@@ -142,6 +145,19 @@ _ADVICE: Final = {
     "InvalidPolicyRevisionIdException": "see the newest revision with `batchcl project policy list`",
     "ResourceNotReadyException": "wait until it is ready, and try again",
 }
+
+_ERROR_CODES: Final[Mapping[str, ErrorCode]] = {
+    "Credentials": ErrorCode.INVALID_AWS_SETTINGS,  # without a `CredentialsError` as its cause
+    "Tls": ErrorCode.TLS,
+    "Proxy": ErrorCode.PROXY,
+    "ResourceNotFoundException": ErrorCode.NO_SUCH_RESOURCE,
+    **dict.fromkeys(S3_DENIED | {"AccessDeniedException"}, ErrorCode.ACCESS_DENIED),
+    **dict.fromkeys(_REFUSED_KEYS | {"MissingAuthenticationTokenException"}, ErrorCode.INVALID_CREDENTIALS),
+    **dict.fromkeys(_CLOCK, ErrorCode.CLOCK_WRONG),
+    **dict.fromkeys(_TAKEN | {"ResourceNotReadyException"}, ErrorCode.RESOURCE_IN_USE),
+    **dict.fromkeys(("LimitExceededException", "ServiceQuotaExceededException"), ErrorCode.QUOTA_REACHED),
+}
+"""batchcl's codes for those of services and of calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,13 +394,31 @@ def translate_errors(
         reason = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
         raise UsageError(f"{doing} failed: {reason}") from error
     except SSLError as error:
-        raise UnreachableError(f"{doing} failed: {error}; set AWS_CA_BUNDLE to your CA's file") from error
+        raise UnreachableError(
+            f"{doing} failed: {error}; set AWS_CA_BUNDLE to your CA's file", code=ErrorCode.TLS
+        ) from error
     except BotoCoreError as error:
         raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
     except Exception as error:
         if not _was_parsing(error):
             raise
         raise UnreachableError(f"{doing} failed: {malformed_response()}; check the endpoint and the proxy") from error
+
+
+def code_of(error: BatchclError) -> str:
+    """The code of the error that ends a command because of `error`, which may be one of a call."""
+    if not isinstance(error, CallError):
+        return error.code
+    if isinstance(error.__cause__, RefusedError):
+        return error.__cause__.code
+    if isinstance(error, TransientError) or error.code.isdigit():
+        return _ERROR_CODES.get(error.code, ErrorCode.SERVICE_UNREACHABLE)
+    return _ERROR_CODES.get(error.code, ErrorCode.CALLS_REJECTED)
+
+
+def error_code_for(code: str, *, default: ErrorCode = ErrorCode.REQUEST_REFUSED) -> ErrorCode:
+    """The code for a service's error code; a status, in place of a code, is not the service's response."""
+    return _ERROR_CODES.get(code, ErrorCode.SERVICE_UNREACHABLE if code.isdigit() else default)
 
 
 def cause_code(error: BaseException | None) -> str:
@@ -420,10 +454,12 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
     if code == "AccessDeniedException":
         return CredentialsError(f"{sentence}; allow the action in this identity's IAM policy", is_access_denied=True)
     if code in _BAD_CREDENTIALS:
-        return CredentialsError(f"{sentence}; check the profile and its keys, or log in again")
+        return CredentialsError(
+            f"{sentence}; check the profile and its keys, or log in again", code=ErrorCode.INVALID_CREDENTIALS
+        )
     if code in {_THROTTLING, _THROUGHPUT} or status >= _SERVER_ERROR:
         return UnreachableError(f"{sentence}; try again later")
     advice = in_use if code in _TAKEN else _ADVICE.get(code)
     if code.isdigit():  # a status: the response has no code of the API
         advice = "the response is not from AWS; check the endpoint and the proxy"
-    return refusal(message if advice is None else f"{sentence}; {advice}")
+    return refusal(message if advice is None else f"{sentence}; {advice}", code=error_code_for(code))

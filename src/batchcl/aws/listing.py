@@ -16,7 +16,7 @@ import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import error_for_code, s3_error
-from batchcl.aws.errors import read_error
+from batchcl.aws.errors import code_of, read_error
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
@@ -231,7 +231,7 @@ async def open_page_reader(
 def _fatal(error: CallError, doing: str) -> BatchclError:
     """The error for a listing that a retry does not fix."""
     kind = CredentialsError if error.code == "Credentials" else UnreachableError
-    return kind(f"{doing} failed: {error}")
+    return kind(f"{doing} failed: {error}", code=code_of(error))
 
 
 def parse_page(body: bytes, *, is_sorted: bool = False) -> ListingPage:

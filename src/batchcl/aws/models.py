@@ -11,7 +11,7 @@ from batchcl.arns import ModelArn, ProjectArn
 from batchcl.aws.errors import translate_errors
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, LONG_PAUSES_S, wait_until
-from batchcl.errors import ModelError, UsageError
+from batchcl.errors import ErrorCode, ModelError, UsageError
 from batchcl.quantities import Units
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ async def describe(client: Any, arn: ModelArn) -> Model:
                         return _model(version)
     raise ModelError(
         f"there is no model {arn.text}; list the models with `batchcl model list --region {arn.region}` "
-        f"in account {arn.account}"
+        f"in account {arn.account}",
+        code=ErrorCode.NO_SUCH_MODEL,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from batchcl.arns import DatasetArn, ModelArn, ProjectArn
 from batchcl.aws.errors import translate_errors
 from batchcl.aws.models import IN_USE, STARTABLE
-from batchcl.errors import ModelError, RefusedError, UsageError
+from batchcl.errors import ErrorCode, ModelError, RefusedError, UsageError
 
 __all__ = [
     "dataset_name",
@@ -68,7 +68,10 @@ def validate_model_name(text: str) -> str:
         return ModelArn.parse(text).text
     project, at, version = text.partition("@")
     if not _NAME.fullmatch(project) or (at and not _NAME.fullmatch(version)):
-        raise UsageError(f"{text!r} is not a model; write PROJECT@VERSION, PROJECT or an ARN, see `batchcl model list`")
+        raise UsageError(
+            f"{text!r} is not a model; write PROJECT@VERSION, PROJECT or an ARN, see `batchcl model list`",
+            code=ErrorCode.INVALID_NAME,
+        )
     return text
 
 
@@ -93,7 +96,10 @@ async def find_trained_model(client: Any, text: str) -> ModelArn:
         async for page in pages:
             trained += [each for each in page["ProjectVersionDescriptions"] if each["Status"] in STARTABLE | IN_USE]
     if not trained:
-        raise ModelError(f"project {text} has no trained model; see `batchcl model list --project {text}`")
+        raise ModelError(
+            f"project {text} has no trained model; see `batchcl model list --project {text}`",
+            code=ErrorCode.MODEL_NOT_TRAINED,
+        )
     return ModelArn.parse(max(trained, key=lambda each: each["CreationTimestamp"])["ProjectVersionArn"])
 
 
@@ -108,7 +114,10 @@ async def find_model(client: Any, text: str) -> ModelArn:
         return ModelArn.parse(text)
     project, at, version = text.partition("@")
     if not at or not version:
-        raise UsageError(f"{text!r} is not a model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
+        raise UsageError(
+            f"{text!r} is not a model; write PROJECT@VERSION or an ARN, see `batchcl model list`",
+            code=ErrorCode.INVALID_NAME,
+        )
     described = await describe_project_by_name(client, _checked(project, text))
     with translate_errors(f"looking up the model {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(
@@ -117,7 +126,10 @@ async def find_model(client: Any, text: str) -> ModelArn:
         async for page in pages:
             for each in page["ProjectVersionDescriptions"]:
                 return ModelArn.parse(each["ProjectVersionArn"])
-    raise ModelError(f"project {project} has no model {version}; see `batchcl model list --project {project}`")
+    raise ModelError(
+        f"project {project} has no model {version}; see `batchcl model list --project {project}`",
+        code=ErrorCode.NO_SUCH_MODEL,
+    )
 
 
 async def find_dataset(client: Any, text: str) -> DatasetArn:
@@ -135,7 +147,8 @@ async def find_dataset(client: Any, text: str) -> DatasetArn:
         if dataset["DatasetType"].lower() == kind:
             return DatasetArn.parse(dataset["DatasetArn"])
     raise RefusedError(
-        f"project {project} has no {kind} dataset; create one with `batchcl dataset create {project}/{kind} SOURCE`"
+        f"project {project} has no {kind} dataset; create one with `batchcl dataset create {project}/{kind} SOURCE`",
+        code=ErrorCode.NO_SUCH_RESOURCE,
     )
 
 
@@ -143,7 +156,9 @@ def dataset_name(text: str) -> tuple[str, str]:
     """Parse `project/train` or `project/test` into project and kind; raises `UsageError`."""
     project, slash, kind = text.partition("/")
     if not slash or kind not in _KINDS:
-        raise UsageError(f"{text!r} is not a dataset; write PROJECT/train, PROJECT/test, or an ARN")
+        raise UsageError(
+            f"{text!r} is not a dataset; write PROJECT/train, PROJECT/test, or an ARN", code=ErrorCode.INVALID_NAME
+        )
     return _checked(project, text), kind
 
 
@@ -159,10 +174,16 @@ async def describe_project_by_name(client: Any, name: str) -> dict[str, Any]:
     # a project that is being deleted may have a successor with the same name
     candidates = [each for each in projects if each.get("Status") != "DELETING"] or projects
     if not candidates:
-        raise RefusedError(f"there is no project {name} in this account and region; see `batchcl project list`")
+        raise RefusedError(
+            f"there is no project {name} in this account and region; see `batchcl project list`",
+            code=ErrorCode.NO_SUCH_RESOURCE,
+        )
     if len(candidates) > 1:
         arns = ", ".join(each["ProjectArn"] for each in candidates)
-        raise RefusedError(f"there are {len(candidates)} projects named {name}; use an ARN instead: {arns}")
+        raise RefusedError(
+            f"there are {len(candidates)} projects named {name}; use an ARN instead: {arns}",
+            code=ErrorCode.INVALID_NAME,
+        )
     return candidates[0]
 
 
@@ -170,6 +191,7 @@ def _checked(name: str, text: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{text!r} is not a valid name; names of projects and versions have 1 to 255 letters, digits, dots, "
-            "hyphens and underscores"
+            "hyphens and underscores",
+            code=ErrorCode.INVALID_NAME,
         )
     return name

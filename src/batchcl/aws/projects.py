@@ -12,7 +12,7 @@ from batchcl.aws.errors import translate_errors
 from batchcl.aws.names import describe_project_by_name
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, wait_until
-from batchcl.errors import RefusedError, UsageError
+from batchcl.errors import ErrorCode, RefusedError, UsageError
 
 __all__ = [
     "Project",
@@ -77,7 +77,7 @@ async def create_project(client: Any, name: str, *, tags: Mapping[str, str] | No
         UsageError: the name breaks the service's rules.
     """
     if name.startswith("arn:"):
-        raise UsageError(f"{name!r} is an ARN; pass the new project's name")
+        raise UsageError(f"{name!r} is an ARN; pass the new project's name", code=ErrorCode.INVALID_NAME)
     arguments: dict[str, Any] = {"ProjectName": name} | ({"Tags": dict(tags)} if tags else {})
     in_use = "if this project exists (`batchcl project list`), use it or choose another name"
     with translate_errors(f"creating the project {name}", in_use=in_use):
@@ -102,7 +102,10 @@ async def describe_project(client: Any, arn: ProjectArn) -> Project:
     """
     described = await describe_project_by_name(client, arn.project)
     if described["ProjectArn"] != arn.text:
-        raise RefusedError(f"there is no project {arn}; the ARN of project {arn.project} is {described['ProjectArn']}")
+        raise RefusedError(
+            f"there is no project {arn}; the ARN of project {arn.project} is {described['ProjectArn']}",
+            code=ErrorCode.NO_SUCH_RESOURCE,
+        )
     return _project(described)
 
 

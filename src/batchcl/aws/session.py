@@ -36,7 +36,7 @@ from batchcl.aws.credentials import (
     signing_keys,
 )
 from batchcl.aws.errors import REDIRECTS, RedirectedError, error_code, error_message, is_keys_error
-from batchcl.errors import CredentialsError, RefusedError
+from batchcl.errors import CredentialsError, ErrorCode, RefusedError
 
 __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "StaticCredentials"]
 
@@ -192,7 +192,8 @@ class Aws:
             self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
         except (BotoCoreError, OSError) as error:
             raise CredentialsError(
-                f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`"
+                f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`",
+                code=ErrorCode.INVALID_AWS_SETTINGS,
             ) from error
         # else botocore looks for the models of all 400 services before it loads the first one, which takes 30 ms
         self._core.get_component("data_loader").list_available_services = lambda _: _SERVICES
@@ -357,7 +358,7 @@ class Aws:
                 message = f"the AWS settings for {service} can't be used: {error}; check the region and the AWS config"
             else:
                 message = f"{setting} is not a URL: {error}; write it like https://host or http://127.0.0.1:8333"
-            raise RefusedError(message) from error
+            raise RefusedError(message, code=ErrorCode.INVALID_AWS_SETTINGS) from error
 
     def _endpoint_setting(self, service: str) -> str | None:
         """The setting with the endpoint of `service`, in botocore's order of precedence; None if there is none."""
@@ -410,7 +411,8 @@ class Aws:
         if self.ca_bundle is not None and not Path(self.ca_bundle).expanduser().exists():
             raise RefusedError(
                 f"the CA certificates in {self.ca_bundle} can't be read: there is no such file; check AWS_CA_BUNDLE "
-                "and ca_bundle in the AWS config"
+                "and ca_bundle in the AWS config",
+                code=ErrorCode.INVALID_AWS_SETTINGS,
             )
         return connection.ca_bundle
 

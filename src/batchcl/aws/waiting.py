@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 
 import anyio
 
-from batchcl.errors import RefusedError, StoppedError, UnreachableError
+from batchcl.errors import ErrorCode, RefusedError, StoppedError, UnreachableError
 
 __all__ = ["GONE", "LONG_PAUSES_S", "Resource", "wait_until"]
 
@@ -97,6 +97,12 @@ async def wait_until(
         if resource.status not in passing:
             reason = f": {resource.message}" if resource.message else ""
             wanted = " or ".join(sorted(until))
-            raise refusal(f"{resource.name} is {resource.status} and will not become {wanted}{reason}")
+            raise refusal(
+                f"{resource.name} is {resource.status} and will not become {wanted}{reason}",
+                code=ErrorCode.RESOURCE_FAILED,
+            )
         if anyio.current_time() >= deadline:
-            raise StoppedError(f"{resource.name} was still {resource.status} after {timeout_s / 60:.0f} minutes")
+            raise StoppedError(
+                f"{resource.name} was still {resource.status} after {timeout_s / 60:.0f} minutes",
+                code=ErrorCode.TIMED_OUT,
+            )

@@ -14,12 +14,24 @@ import typer
 from batchcl.__about__ import __version__
 from batchcl.cli import streams
 from batchcl.cli.commands import LazyGroup
-from batchcl.cli.streams import StreamError, write_line
-from batchcl.errors import BatchclError, ExitCode, UsageError
+from batchcl.cli.streams import StreamError, write_hint, write_line
+from batchcl.errors import BatchclError, ErrorCode, ExitCode, UsageError
 
 __all__ = ["app", "main"]
 _OBJECTS_PER_COLLECTION: Final = 20_000
 """Imports create hundreds of thousands of objects that stay; Python's default of 700 collects after each few."""
+
+_SELF_EXPLANATORY: Final = frozenset(
+    {
+        ErrorCode.INVALID_ARGUMENT,
+        ErrorCode.CONFLICTING_OPTIONS,
+        ErrorCode.MISSING_EXTRA,
+        ErrorCode.NOT_CONFIRMED,
+        ErrorCode.INTERRUPTED,
+        ErrorCode.STDOUT_FAILED,
+    }
+)
+"""Errors whose sentence says all that the page says."""
 
 app = typer.Typer(
     name="batchcl",
@@ -104,11 +116,14 @@ def _run(arguments: list[str]) -> int:
 
 def _report(error: BatchclError, arguments: list[str]) -> int:
     """Write the error that ended the command, with --json as an object, too. Returns the exit code."""
-    write_line(str(error), event="error", level="error")
+    page = f"docs/troubleshooting.md#{error.code.lower()}"
+    write_line(str(error), event="error", level="error", fields={"code": error.code, "page": page})
+    if error.code not in _SELF_EXPLANATORY:
+        write_hint(f"More: batchcl explain {error.code}")
     if arguments[:1] in (["run"], ["pilot"], ["retry"]) and "--json" in arguments and error.summary is None:
         import orjson
 
-        document = {"status": "refused", "reason": str(error), "exit_code": int(error.exit_code)}
+        document = {"status": "refused", "reason": str(error), "code": error.code, "exit_code": int(error.exit_code)}
         with suppress(StreamError):
             sys.stdout.write(orjson.dumps(document).decode() + "\n")
     return error.exit_code

@@ -95,6 +95,7 @@ COMMANDS: Final = {
         _OTHER,
         "Check whether `run` would work: one line for each thing that it needs, with the fix for what fails.",
     ),
+    "explain": Entry("explain:explain", _OTHER, "Show causes and remedies of an error, by its code."),
     "emulator": Entry(
         "emulator:emulator", _OTHER, "Run a local Custom Labels service that trains and runs real models."
     ),

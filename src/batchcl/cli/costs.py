@@ -10,7 +10,7 @@ import typer
 from batchcl.choices import CostsBy
 from batchcl.cli.output import Csv, Json, Profile, Region, Root, check_format, emit
 from batchcl.cli.streams import write_line
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.quantities import pluralize
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def costs(
 
     check_format(json=json, csv=csv)
     if reconcile and by is not None:
-        raise UsageError("--reconcile is by month and model; leave out --by")
+        raise UsageError("--reconcile is by month and model; leave out --by", code=ErrorCode.CONFLICTING_OPTIONS)
     aws = Aws(AwsSettings(profile=profile, region=region))
 
     async def read() -> pl.DataFrame:

@@ -99,13 +99,14 @@ def create(
     from batchcl import workflow
     from batchcl.aws.names import dataset_name
     from batchcl.cli.output import emit_object
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
     from batchcl.workflow.create import check_manifest
 
     if upload_to is not None or test_share is not None or create_bucket or skip_invalid:
         raise UsageError(
             "--upload-to, --create-bucket, --test-share and --skip-invalid need local images, "
-            f"but {source or 'an empty dataset'} has none"
+            f"but {source or 'an empty dataset'} has none",
+            code=ErrorCode.CONFLICTING_OPTIONS,
         )
     project, kind = dataset_name(dataset)
 
@@ -202,11 +203,11 @@ def entries(
 
     from batchcl import workflow
     from batchcl.cli.output import emit
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
     from batchcl.groundtruth import parse_line
 
     if manifest and json:
-        raise UsageError("--manifest and --json exclude each other; choose one")
+        raise UsageError("--manifest and --json exclude each other; choose one", code=ErrorCode.CONFLICTING_OPTIONS)
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[str]:
         arn = await workflow.find_dataset(service.rekognition, dataset)
@@ -276,14 +277,16 @@ def distribute(
       batchcl dataset distribute cats
     """
     from batchcl import workflow
-    from batchcl.errors import RefusedError
+    from batchcl.errors import ErrorCode, RefusedError
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> list[Dataset]:
         arn = await workflow.find_project(service.rekognition, project)
         found = await workflow.describe_project(service.rekognition, arn)
         arns = {each.kind: workflow.DatasetArn.parse(each.arn) for each in found.datasets}
         if "train" not in arns:
-            raise RefusedError(f"the project {found.name} has no training dataset to distribute")
+            raise RefusedError(
+                f"the project {found.name} has no training dataset to distribute", code=ErrorCode.NO_SUCH_RESOURCE
+            )
         if "test" not in arns:
             made = await workflow.create_dataset(service.rekognition, arn, "test", timeout_s=timeout * 60)
             arns["test"] = workflow.DatasetArn.parse(made.arn)

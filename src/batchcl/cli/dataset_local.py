@@ -66,7 +66,7 @@ def create(
     from batchcl import workflow
     from batchcl.aws.names import dataset_name
     from batchcl.cli.output import emit, emit_object
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
     from batchcl.workflow.create import check_labels
 
     if upload_to is None:
@@ -81,7 +81,8 @@ def create(
         if not local.divided and kind is None and test_share is None:
             raise UsageError(
                 f"{dataset!r} is a project; write {dataset}/train or {dataset}/test, or split the images with "
-                "--test-share 0.2"
+                "--test-share 0.2",
+                code=ErrorCode.INVALID_NAME,
             )
         if kind != "test":
             check_labels(local)
@@ -167,12 +168,15 @@ def update(
     """
     from batchcl import workflow
     from batchcl.cli.output import emit, emit_object
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
 
     if (source is None) == (corrected is None):
-        raise UsageError("name the images to add, or a file of corrected labels with --from, and not both")
+        raise UsageError(
+            "name the images to add, or a file of corrected labels with --from, and not both",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     if corrected is None and (relative_to is not None or dry_run):
-        raise UsageError("--relative-to and --dry-run need --from")
+        raise UsageError("--relative-to and --dry-run need --from", code=ErrorCode.CONFLICTING_OPTIONS)
     to = None if upload_to is None else workflow.S3Folder.parse(upload_to)
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> tuple[Corrections | None, Added | None]:
@@ -290,14 +294,15 @@ def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
 async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: str | None) -> None:
     """Refuse a dataset that exists, before the upload."""
     from batchcl import workflow
-    from batchcl.errors import RefusedError
+    from batchcl.errors import ErrorCode, RefusedError
 
     found = await workflow.describe_project(service.rekognition, project)
     for each in found.datasets:
         if kind in {None, each.kind}:
             raise RefusedError(
                 f"the project {found.name} already has a {each.kind} dataset; add to it with "
-                f"`batchcl dataset update {found.name}/{each.kind}`, or delete it first"
+                f"`batchcl dataset update {found.name}/{each.kind}`, or delete it first",
+                code=ErrorCode.RESOURCE_IN_USE,
             )
 
 

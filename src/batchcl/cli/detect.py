@@ -15,7 +15,7 @@ from batchcl.cli.detect_annotate import Drawing
 from batchcl.cli.detect_output import Form, Query, show
 from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
 from batchcl.cli.streams import write_line
-from batchcl.errors import ExitCode, UsageError
+from batchcl.errors import ErrorCode, ExitCode, UsageError
 from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ def detect(
 
 def _form(output: Form | None, *, json: bool, has_query: bool) -> Form:
     if json and output not in (None, Form.JSON):
-        raise UsageError(f"--json and --output {output} exclude each other; choose one")
+        raise UsageError(
+            f"--json and --output {output} exclude each other; choose one", code=ErrorCode.CONFLICTING_OPTIONS
+        )
     if output is not None:
         return output
     return Form.JSON if json or has_query else Form.TABLE
@@ -196,11 +198,13 @@ def _select(images: Sequence[str], input_json: str | None, version_id: str | Non
     from batchcl.scoring.detect import image_input
 
     if input_json == "-" and "-" in images:
-        raise UsageError("stdin is both an image and --input-json; use a file for one of them")
+        raise UsageError(
+            "stdin is both an image and --input-json; use a file for one of them", code=ErrorCode.CONFLICTING_OPTIONS
+        )
     if images.count("-") > 1:
         raise UsageError("- is given more than once; stdin can be one image only")
     if version_id is not None and len(images) > 1:
-        raise UsageError("--version-id needs exactly one image")
+        raise UsageError("--version-id needs exactly one image", code=ErrorCode.CONFLICTING_OPTIONS)
     request = None if input_json is None else read_request(input_json)
     found = [_stdin() if each == "-" else image_input(each, version_id=version_id) for each in images]
     if not found and request is not None and (requested := request.given()) is not None:
@@ -215,7 +219,10 @@ def _versioned(each: ImageInput, version_id: str | None) -> ImageInput:
     if version_id is None:
         return each
     if each.image is None:
-        raise UsageError("--version-id needs an image in S3, but the request's image is bytes; omit it")
+        raise UsageError(
+            "--version-id needs an image in S3, but the request's image is bytes; omit it",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     return replace(each, image=replace(each.image, version_id=version_id))
 
 

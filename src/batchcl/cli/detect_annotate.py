@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchcl.cli.streams import write_line
-from batchcl.errors import ImageError, OutputError, UsageError
+from batchcl.errors import ErrorCode, ImageError, OutputError, UsageError
 from batchcl.extras import require_extra
 from batchcl.imaging.draw import annotate, drawing_format
 
@@ -55,7 +55,9 @@ class Drawing:
             except ImageError as error:
                 write_line(f"drawing {each.name} failed: {error}")
             except OSError as error:
-                raise OutputError(f"writing {file} failed: {error.strerror}; check --annotate") from error
+                raise OutputError(
+                    f"writing {file} failed: {error.strerror}; check --annotate", code=ErrorCode.WRITE_FAILED
+                ) from error
             else:
                 write_line(f"{each.name} is drawn to {file}")
 
@@ -69,10 +71,13 @@ def _files(out: Path, images: Sequence[ImageInput]) -> list[Path]:
             raise UsageError(
                 f"--annotate {out}: for {len(images)} images, name a directory"
                 if len(images) > 1
-                else f"--annotate {out}: this file is not a PNG or JPEG; name OUT.png, OUT.jpg or a directory"
+                else f"--annotate {out}: this file is not a PNG or JPEG; name OUT.png, OUT.jpg or a directory",
+                code=ErrorCode.INVALID_TARGET,
             )
         if out.suffix:
-            raise UsageError(f"--annotate {out}: unknown format; name OUT.png, OUT.jpg or a directory")
+            raise UsageError(
+                f"--annotate {out}: unknown format; name OUT.png, OUT.jpg or a directory", code=ErrorCode.INVALID_TARGET
+            )
     names: list[str] = []
     for each in images:
         stem = "stdin" if each.name == "-" else Path(each.name.rpartition("/")[2]).stem or "image"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from batchcl.cli.output import emit, emit_object, printable
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["Form", "Query", "show", "text_lines"]
 
@@ -34,7 +34,9 @@ class Query:
         try:
             self._compiled = jmespath.compile(expression)
         except JMESPathError as error:
-            raise UsageError(f"--query {expression!r} is not valid JMESPath: {_one_line(error)}") from error
+            raise UsageError(
+                f"--query {expression!r} is not valid JMESPath: {_one_line(error)}", code=ErrorCode.INVALID_QUERY
+            ) from error
         self._expression = expression
 
     def of(self, value: Any) -> Any:
@@ -42,7 +44,9 @@ class Query:
         try:
             return self._compiled.search(value)
         except self._errors as error:
-            raise UsageError(f"--query {self._expression!r} failed on the response: {_one_line(error)}") from error
+            raise UsageError(
+                f"--query {self._expression!r} failed on the response: {_one_line(error)}", code=ErrorCode.INVALID_QUERY
+            ) from error
 
 
 def show(value: Any, form: Form) -> None:

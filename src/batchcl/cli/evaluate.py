@@ -138,10 +138,13 @@ def read_labels(
 ) -> Truth:
     """The true labels: of the file `truth`, or those in `results`."""
     from batchcl.analysis.truth import carried_truth, read_truth
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
 
     if truth is None and relative_to is not None:
-        raise UsageError("--relative-to needs --truth: the labels that the results contain are of their own images")
+        raise UsageError(
+            "--relative-to needs --truth: the labels that the results contain are of their own images",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     if truth is None:
         return carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     with local_copy(truth, profile=profile, region=region) as path:

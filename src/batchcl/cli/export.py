@@ -269,10 +269,12 @@ def _read_uris(path: Path) -> list[str]:
 
 
 def _parsed_size(text: str, form: ExportFormat) -> tuple[int, int]:
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
 
     if form not in {"coco", "cvat", "ground-truth"}:
-        raise UsageError(f"--image-size does not apply to {form}, which has no sizes; omit it")
+        raise UsageError(
+            f"--image-size does not apply to {form}, which has no sizes; omit it", code=ErrorCode.CONFLICTING_OPTIONS
+        )
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UsageError(f"--image-size {text!r} is not a size; write it as 1920x1080")

@@ -70,12 +70,14 @@ def reap(
       batchcl model reap --region eu-west-1 --json
     """
     from batchcl import workflow
-    from batchcl.errors import ExitCode, StoppedError, UsageError
+    from batchcl.errors import ErrorCode, ExitCode, StoppedError, UsageError
     from batchcl.monitoring import Targets, send_event
     from batchcl.quantities import parse_duration
 
     if not alarm and (older_than is not None or flags(options)):
-        raise UsageError("--older-than and the options that send alarms need --alarm; add it")
+        raise UsageError(
+            "--older-than and the options that send alarms need --alarm; add it", code=ErrorCode.CONFLICTING_OPTIONS
+        )
     older_than_s = 0.0 if older_than is None else parse_duration(older_than)
     targets = _targets(options) if alarm else Targets()
 

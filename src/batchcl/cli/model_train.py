@@ -64,11 +64,14 @@ def train(
       batchcl model train cats@v2 --output s3://acme-photos/models --no-wait
     """
     from batchcl import workflow
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
 
     project, version = new_version(model, what="new model")
     if test_manifest and not train_manifest:
-        raise UsageError("--test-manifest needs --train-manifest; without both, the project's datasets are used")
+        raise UsageError(
+            "--test-manifest needs --train-manifest; without both, the project's datasets are used",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         client = service.rekognition

@@ -147,7 +147,7 @@ def delete(
     from batchcl import workflow
     from batchcl.aws.models import IN_USE
     from batchcl.cli.output import emit_object
-    from batchcl.errors import ModelError
+    from batchcl.errors import ErrorCode, ModelError
 
     async def look(service: WorkflowClients, _: InterruptMessage) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
@@ -155,7 +155,8 @@ def delete(
     found = with_service(look, profile=profile, region=region, named=model)
     if found.status in IN_USE:
         raise ModelError(
-            f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`"
+            f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`",
+            code=ErrorCode.RESOURCE_IN_USE,
         )
     quality = "" if found.f1 is None else f" (F1 {found.f1:.3f})"
     confirm(f"this permanently deletes the model {found.name}{quality}", yes=yes)
@@ -172,11 +173,11 @@ def delete(
 
 def new_version(text: str, *, what: str) -> tuple[str, str]:
     """Project and version of a new model `PROJECT@VERSION`; raises `UsageError`."""
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
 
     project, at, version = text.partition("@")
     if not at or not version:
-        raise UsageError(f"{text!r} is not a name of a {what}; write PROJECT@VERSION")
+        raise UsageError(f"{text!r} is not a name of a {what}; write PROJECT@VERSION", code=ErrorCode.INVALID_NAME)
     return project, version
 
 

@@ -134,13 +134,15 @@ def open_root_results(
 
 def thresholds_of(min_confidence: float | None, file: Path | None) -> Thresholds | float | None:
     """The thresholds of --min-confidence or --thresholds. Raises `UsageError` if both are given."""
-    from batchcl.errors import UsageError
+    from batchcl.errors import ErrorCode, UsageError
     from batchcl.thresholds import Thresholds
 
     if (question := confidence_hint(min_confidence)) is not None:
         write_line(question)
     if min_confidence is not None and file is not None:
-        raise UsageError("--min-confidence and --thresholds exclude each other; choose one")
+        raise UsageError(
+            "--min-confidence and --thresholds exclude each other; choose one", code=ErrorCode.CONFLICTING_OPTIONS
+        )
     return min_confidence if file is None else Thresholds.read(file)
 
 
@@ -189,9 +191,9 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
 def check_format(*, json: bool, csv: bool) -> None:
     """Raise `UsageError` if both are set; called before the work."""
     if json and csv:
-        from batchcl.errors import UsageError
+        from batchcl.errors import ErrorCode, UsageError
 
-        raise UsageError("--json and --csv exclude each other; choose one")
+        raise UsageError("--json and --csv exclude each other; choose one", code=ErrorCode.CONFLICTING_OPTIONS)
 
 
 def cell(value: Any, *, decimals: int = 2) -> str:

@@ -142,14 +142,15 @@ def delete(
     """
     from batchcl import workflow
     from batchcl.cli.output import emit_object
-    from batchcl.errors import RefusedError
+    from batchcl.errors import ErrorCode, RefusedError
 
     found, models = _describe(project, profile=profile, region=region)
     if models and not everything:
         named = ", ".join(model.name for model in models)
         raise RefusedError(
             f"the project {found.name} still has the models {named}; delete them with `batchcl model delete`, "
-            "or together with the project: --everything"
+            "or together with the project: --everything",
+            code=ErrorCode.RESOURCE_IN_USE,
         )
     _refuse_busy(models)
     gone = [*(model.name for model in models), *(f"the {each.kind} dataset" for each in found.datasets)]
@@ -192,11 +193,12 @@ def _describe(name: str, *, profile: str | None, region: str | None) -> tuple[Pr
 def _refuse_busy(models: list[Model]) -> None:
     """Refuse a model in use before anything is deleted, so that no project is deleted by half."""
     from batchcl.aws.models import IN_USE
-    from batchcl.errors import ModelError
+    from batchcl.errors import ErrorCode, ModelError
 
     for model in models:
         if model.status in IN_USE | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:
             raise ModelError(
                 f"{model.name} is {model.status} and can't be deleted; stop it with `batchcl model stop {model.name}`, "
-                "or wait for its training or copying to end"
+                "or wait for its training or copying to end",
+                code=ErrorCode.RESOURCE_IN_USE,
             )

@@ -110,18 +110,18 @@ def confirm(what: str, *, yes: bool, refused: str = "nothing was deleted") -> No
         UsageError: stdin is not a terminal, and `yes` isn't given.
         RefusedError: the answer was no.
     """
-    from batchcl.errors import InterruptedRunError, RefusedError, UsageError
+    from batchcl.errors import ErrorCode, InterruptedRunError, RefusedError, UsageError
 
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{what}; stdin is not a terminal, so pass --yes to confirm")
+        raise UsageError(f"{what}; stdin is not a terminal, so pass --yes to confirm", code=ErrorCode.NOT_CONFIRMED)
     try:
         meant = typer.confirm(f"batchcl: {what}. Continue?", err=True)
     except typer.Abort:
         raise InterruptedRunError(refused) from None
     if not meant:
-        raise RefusedError(refused)
+        raise RefusedError(refused, code=ErrorCode.NOT_CONFIRMED)
 
 
 def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:

@@ -21,13 +21,16 @@ import anyio
 from anyio.abc import TaskStatus
 
 from batchcl.cli.streams import set_footer, write_line
-from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError, UsageError
+from batchcl.errors import BatchclError, ErrorCode, ExitCode, InterruptedRunError, StoppedError, UsageError
 from batchcl.stop_signal import StopSignal
 
 __all__ = ["GRACE_S", "SIGNALS", "run_until_first_signal", "run_until_signalled"]
 
 if sys.platform == "win32":
-    raise UsageError("this command needs signals that Windows does not have; run it in WSL, or on Linux or macOS")
+    raise UsageError(
+        "this command needs signals that Windows does not have; run it in WSL, or on Linux or macOS",
+        code=ErrorCode.UNSUPPORTED_SYSTEM,
+    )
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Signals that end a command in an orderly way; SIGHUP (a closed terminal) unless `nohup` ignores it."""
@@ -92,7 +95,8 @@ async def _run(work: Callable[[StopSignal], Awaitable[_T]], grace_s: float, time
 
     result = await _listening(partial(work, stop_signal), on_signal)
     if not result and stop_signal.error is not None:  # the cancellation has replaced the run's own error
-        raise type(stop_signal.error)("; ".join(filter(None, [str(stop_signal.error), stop_signal.exit_message()])))
+        text = "; ".join(filter(None, [str(stop_signal.error), stop_signal.exit_message()]))
+        raise type(stop_signal.error)(text, code=stop_signal.error.code)
     return result[0]
 
 

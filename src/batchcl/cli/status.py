@@ -11,7 +11,7 @@ import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
 from batchcl.cli.streams import write_line
-from batchcl.errors import ExitCode, command
+from batchcl.errors import ErrorCode, ExitCode, command
 
 if TYPE_CHECKING:
     from batchcl.runs.status import RunState
@@ -106,7 +106,7 @@ def status(
     from batchcl.runs.status import newest_run, read_run_state
 
     if interval is not None and not watch:
-        raise UsageError("--interval needs --watch; add it")
+        raise UsageError("--interval needs --watch; add it", code=ErrorCode.CONFLICTING_OPTIONS)
 
     async def find(store: Store) -> RunState | None:
         name = await newest_run(store) if run is None else valid_run_id(run)
@@ -128,8 +128,10 @@ def status(
     state = with_store(find, root, profile=profile, region=region)
     if state is None:
         if run is None:
-            raise UsageError(f"there is no run in {root} yet")
-        raise UsageError(f"there is no run {run!r} in {root}; {command('runs', root)} lists them")
+            raise UsageError(f"there is no run in {root} yet", code=ErrorCode.NO_SUCH_RUN)
+        raise UsageError(
+            f"there is no run {run!r} in {root}; {command('runs', root)} lists them", code=ErrorCode.NO_SUCH_RUN
+        )
     emit_object(state.as_dict(), json=json)
     if watch:
         raise typer.Exit(_exit_code(watched))

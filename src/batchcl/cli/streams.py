@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO
 
-from batchcl.errors import BatchclError, ExitCode
+from batchcl.errors import BatchclError, ErrorCode, ExitCode
 
 __all__ = [
     "StreamError",
@@ -30,6 +30,7 @@ __all__ = [
     "log_bug",
     "printable",
     "set_footer",
+    "write_hint",
     "write_line",
 ]
 
@@ -43,6 +44,7 @@ _is_json = False
 class StreamError(BatchclError):
     """Writing to stdout failed."""
 
+    code: str = ErrorCode.STDOUT_FAILED
     exit_code = ExitCode.BUG
 
 
@@ -70,12 +72,21 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
 
 
-def write_line(text: str, *, event: str = "message", level: str = "info") -> None:
-    """Write one line about the command to stderr."""
+def write_line(
+    text: str, *, event: str = "message", level: str = "info", fields: Mapping[str, Any] | None = None
+) -> None:
+    """Write one line about the command to stderr; `fields` are only in JSON."""
     if _is_json:
-        log(event, text, level=level)
+        log(event, text, level=level, fields=fields)
     else:
         sys.stderr.write(f"batchcl: {printable(text)}\n")
+        sys.stderr.flush()
+
+
+def write_hint(text: str) -> None:
+    """Write a line below another one to stderr, unless that is JSON."""
+    if not _is_json:
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 

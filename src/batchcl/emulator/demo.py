@@ -20,7 +20,7 @@ from botocore.config import Config
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.errors import ModelError, RefusedError
+from batchcl.errors import ErrorCode, ModelError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -129,7 +129,8 @@ def _write_errors(directory: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise RefusedError(
-            f"writing the demo's images to {directory} failed: {reason}. Choose a folder that can be written."
+            f"writing the demo's images to {directory} failed: {reason}. Choose a folder that can be written.",
+            code=ErrorCode.WRITE_FAILED,
         ) from error
 
 
@@ -177,7 +178,10 @@ async def ensure_model(
                 if key is not None:
                     await _dataset(client, project_arn, kind, bucket, key)
             return await _version(client, project_arn, version, bucket)
-    raise ModelError(f"training {project}@{version} at {endpoint} failed: it took longer than {timeout_s:g} s")
+    raise ModelError(
+        f"training {project}@{version} at {endpoint} failed: it took longer than {timeout_s:g} s",
+        code=ErrorCode.RESOURCE_FAILED,
+    )
 
 
 async def _project(client: Any, name: str) -> str:
@@ -208,7 +212,10 @@ async def _dataset(client: Any, project_arn: str, kind: str, bucket: str, key: s
             break
         await anyio.sleep(_POLL_S)
     if described["Status"] == "CREATE_FAILED":
-        raise ModelError(f"creating the dataset {arn} failed: {described.get('StatusMessage', 'no reason given')}")
+        raise ModelError(
+            f"creating the dataset {arn} failed: {described.get('StatusMessage', 'no reason given')}",
+            code=ErrorCode.RESOURCE_FAILED,
+        )
 
 
 async def _version(client: Any, project_arn: str, name: str, bucket: str) -> str:
@@ -230,7 +237,7 @@ async def _version(client: Any, project_arn: str, name: str, bucket: str) -> str
         status = described["Status"] if described else "DELETED"
         if status in {"TRAINING_FAILED", "FAILED", "DELETED", "DELETING"}:
             reason = described.get("StatusMessage", "no reason given") if described else "the version was deleted"
-            raise ModelError(f"training {arn} failed: {reason}")
+            raise ModelError(f"training {arn} failed: {reason}", code=ErrorCode.RESOURCE_FAILED)
         if status != "TRAINING_IN_PROGRESS":
             return arn
         await anyio.sleep(_POLL_S)

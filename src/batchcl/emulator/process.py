@@ -22,7 +22,7 @@ import anyio.to_thread
 import orjson
 
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.errors import RefusedError
+from batchcl.errors import ErrorCode, RefusedError
 from batchcl.extras import require_extra
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ async def running_emulator(
                 size = os.fstat(stderr.fileno()).st_size
                 tail = os.pread(stderr.fileno(), _MAX_STDERR_BYTES, max(0, size - _MAX_STDERR_BYTES))
                 reason = tail.decode(errors="replace").strip().removeprefix("batchcl: ") or "it printed no reason"
-                raise RefusedError(f"starting the emulator failed: {reason}")
+                raise RefusedError(f"starting the emulator failed: {reason}", code=ErrorCode.EMULATOR_FAILED)
             yield Emulator(
                 endpoint_url=announced["endpoint"],
                 pid=announced["pid"],

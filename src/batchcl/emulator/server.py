@@ -24,7 +24,7 @@ from batchcl.emulator.handlers import RequestHandler
 from batchcl.emulator.service import EmulatorService, ForwardClock, SystemClock
 from batchcl.emulator.signature import Verifier, known_credentials
 from batchcl.emulator.state import EmulatorState
-from batchcl.errors import RefusedError, UsageError
+from batchcl.errors import ErrorCode, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,7 +152,9 @@ def _bind(settings: EmulatorSettings) -> socket.socket:
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = "the port is in use. Choose another --port, or 0 for a free one." if in_use else error.strerror
-        raise RefusedError(f"listening on {settings.host}:{settings.port} failed: {reason}") from error
+        raise RefusedError(
+            f"listening on {settings.host}:{settings.port} failed: {reason}", code=ErrorCode.EMULATOR_FAILED
+        ) from error
     return listener
 
 

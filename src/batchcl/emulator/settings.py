@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = ["ACCOUNT", "EmulatorSettings"]
 
@@ -85,7 +85,10 @@ class EmulatorSettings:
                 "--host for 127.0.0.1."
             )
         if self.buckets is not None and self.s3_endpoint_url is not None:
-            raise UsageError("--buckets and --s3-endpoint-url exclude each other. Pass one of them.")
+            raise UsageError(
+                "--buckets and --s3-endpoint-url exclude each other. Pass one of them.",
+                code=ErrorCode.CONFLICTING_OPTIONS,
+            )
         for pair in self.bucket_regions:
             if not all(pair.partition("=")):
                 raise UsageError(f"--bucket-region {pair!r} is not BUCKET=REGION, such as photos=eu-west-1.")

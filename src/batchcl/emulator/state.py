@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from batchcl.emulator.records import StoredDataset, StoredPolicy, StoredProject, StoredVersion
-from batchcl.errors import RefusedError
+from batchcl.errors import ErrorCode, RefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,14 +62,16 @@ class EmulatorState:
         except OSError as error:
             raise RefusedError(
                 f"keeping the emulator's state in {directory} failed: {error.strerror}. Choose a folder that can be "
-                "written."
+                "written.",
+                code=ErrorCode.EMULATOR_FAILED,
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
             raise RefusedError(
-                f"another emulator uses the state folder {directory}. End it, or choose another folder."
+                f"another emulator uses the state folder {directory}. End it, or choose another folder.",
+                code=ErrorCode.EMULATOR_FAILED,
             ) from None
         state = cls(directory, _lock=lock)
         try:
@@ -78,7 +80,8 @@ class EmulatorState:
             state.close()
             raise RefusedError(
                 f"reading {directory / 'state.json'} failed: it is not the state of an emulator ({error}). Choose "
-                "another folder, or move the file away."
+                "another folder, or move the file away.",
+                code=ErrorCode.EMULATOR_FAILED,
             ) from error
         return state
 

@@ -11,7 +11,7 @@ import anyio
 from batchcl.arns import ModelArn
 from batchcl.aws.models import IN_USE, describe
 from batchcl.aws.tags import untag
-from batchcl.errors import ModelError
+from batchcl.errors import ErrorCode, ModelError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.lease_tags import MANUAL_KEY, LeaseTag, Role
 from batchcl.lifetime.manager import ModelManager
@@ -70,7 +70,8 @@ async def start_with_lease(
     if model.status in IN_USE:
         raise ModelError(
             f"starting {arn.name} with a lease failed: it is {model.status} already; stop it first, or leave it to "
-            "whoever started it"
+            "whoever started it",
+            code=ErrorCode.RESOURCE_IN_USE,
         )
     await clear_leases(client, arn, remove_schedule=remove_schedule)
     lease = ModelLease(client, arn, key=MANUAL_KEY, holder=holder, length_s=seconds, now=now)

@@ -29,6 +29,7 @@ from batchcl.aws.models import START_TIMEOUT_S, STARTABLE, UP, Model, describe, 
 from batchcl.errors import (
     BatchclError,
     CredentialsError,
+    ErrorCode,
     ModelError,
     ModelGoneError,
     ModelNotReadyError,
@@ -220,7 +221,9 @@ class ModelManager:
             if may_be_started
             else "it can't be started in this status"
         )
-        raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
+        raise ModelError(
+            f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}", code=ErrorCode.MODEL_NOT_RUNNING
+        )
 
     def remember(self, before_start: Callable[[], Awaitable[None]]) -> None:
         """Await `before_start` before the model is started, to record the start for the next session."""
@@ -493,13 +496,17 @@ class ModelManager:
         after, actions = step(self._life, event)  # what the event will do, for the error that it may raise
         if ModelAction.FAIL in actions:
             reason = f": {model.message}" if model.message else ""
-            self._last_error = ModelError(f"{model.name} is {model.status} and will not become RUNNING{reason}")
+            self._last_error = ModelError(
+                f"{model.name} is {model.status} and will not become RUNNING{reason}", code=ErrorCode.RESOURCE_FAILED
+            )
             if event is ModelEvent.TIMED_OUT:
                 self._last_error = UnreachableError(
                     f"it is unknown whether {model.name} was started: no start got a response, and it is {model.status}"
                 )
         elif after.state is state and actions and now - entered_at > limit_s:
-            self._last_error = StoppedError(f"{model.name} was still {model.status} after {limit_s / 60:.0f} minutes")
+            self._last_error = StoppedError(
+                f"{model.name} was still {model.status} after {limit_s / 60:.0f} minutes", code=ErrorCode.TIMED_OUT
+            )
             return ModelEvent.TIMED_OUT
         return event
 
@@ -624,7 +631,7 @@ class ModelManager:
             self._step(ModelEvent.TIMED_OUT)
         self._send_notices()
         if (self._life.state is ModelState.LEFT and not self._is_handed_over) or self._may_adopt:
-            raise StoppedError(self._left_message())
+            raise StoppedError(self._left_message(), code=ErrorCode.MODEL_LEFT_RUNNING)
 
     async def _finish(self) -> None:
         if self._may_adopt and self._life.state is ModelState.NOT_OURS:

@@ -165,7 +165,8 @@ class ModelLease:
                     self._role = before
                 raise type(error)(
                     f"{error}; the model was not started without its lease, because nothing would stop it if this "
-                    "process died; fix the cause, or pass --lease none"
+                    "process died; fix the cause, or pass --lease none",
+                    code=error.code,
                 ) from error
         if self._schedule is not None:
             await self._schedule.arm()

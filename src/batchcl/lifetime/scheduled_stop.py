@@ -103,7 +103,8 @@ class ScheduledStop:
         except RefusedError as error:
             raise type(error)(
                 f"{error}; the schedule will stop {self._arn.name} at its time, even if another run uses the model; "
-                f"delete it with `aws scheduler delete-schedule --name {self._name}`"
+                f"delete it with `aws scheduler delete-schedule --name {self._name}`",
+                code=error.code,
             ) from error
         self._armed = False
 

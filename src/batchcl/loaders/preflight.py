@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.errors import S3_DENIED, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
-from batchcl.errors import CallError, CredentialsError, RefusedError
+from batchcl.errors import CallError, CredentialsError, ErrorCode, RefusedError
 from batchcl.images import ImageReader, ImageRef, check_limits
 from batchcl.loaders.open import open_reader
 
@@ -154,7 +154,7 @@ def check_images_readable(results: Sequence[ProbeResult], *, is_all: bool = Fals
     example = results[0]
     count = "the image" if len(results) == 1 else f"{len(results)} of {len(results)} sampled images"
     if all(each.is_denied or each.is_missing for each in results) and hint and (is_all or len(results) >= SAMPLE_SIZE):
-        raise RefusedError(f"{count} can't be read: {hint}")
+        raise RefusedError(f"{count} can't be read: {hint}", code=ErrorCode.IMAGES_NOT_FOUND)
     if all(each.is_denied for each in results):
         version = " and s3:GetObjectVersion" if example.image.version_id else ""
         raise CredentialsError(
@@ -166,7 +166,8 @@ def check_images_readable(results: Sequence[ProbeResult], *, is_all: bool = Fals
     if (is_all or len(results) >= SAMPLE_SIZE) and all(each.is_missing for each in results):
         which = "the image does" if len(results) == 1 else f"all {len(results)} images do" if is_all else f"{count} do"
         raise RefusedError(
-            f"{which} not exist, such as {example.image.uri}; check the keys in the list, which are taken literally"
+            f"{which} not exist, such as {example.image.uri}; check the keys in the list, which are taken literally",
+            code=ErrorCode.IMAGES_NOT_FOUND,
         )
 
 

@@ -16,17 +16,11 @@ import anyio.to_thread
 import polars as pl
 
 from batchcl.arns import ModelArn
+from batchcl.aws.errors import code_of
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.cores import usable_cores
-from batchcl.errors import (
-    BatchclError,
-    CallError,
-    FatalCallError,
-    ImageError,
-    RefusedError,
-    SourceError,
-)
+from batchcl.errors import BatchclError, CallError, ErrorCode, FatalCallError, ImageError, RefusedError, SourceError
 from batchcl.extras import require_extra
 from batchcl.image_header import read_header
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
@@ -124,7 +118,7 @@ async def fetch_pictures(
                 data, note = await source.read(row)
                 jpeg = await anyio.to_thread.run_sync(render, data, row, note, limiter=processors)
             except FatalCallError as error:
-                raise RefusedError(f"reading {row['uri']} failed: {error}") from error
+                raise RefusedError(f"reading {row['uri']} failed: {error}", code=code_of(error)) from error
             except CallError as error:
                 return Picture(row=number, error=str(error))
             header = read_header(jpeg)
@@ -265,7 +259,7 @@ class _Source:
             return local_archive(Path(archive), stack)
         part = archive_in_s3(self._aws.blocking_s3(region=self._region), archive, stack)
         if part is None:
-            raise SourceError(f"{archive} does not exist")
+            raise SourceError(f"{archive} does not exist", code=ErrorCode.SOURCE_NOT_FOUND)
         return part
 
 

@@ -23,7 +23,7 @@ from batchcl.analysis.results import Results, open_results, shown_model
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.choices import Order
-from batchcl.errors import OutputError, UsageError, command
+from batchcl.errors import ErrorCode, OutputError, UsageError, command
 from batchcl.extras import require_extra
 from batchcl.images import escape_name
 from batchcl.report.choose import COLUMNS, best, by_confidence, matching, most_uncertain, newest, random, wrong
@@ -197,9 +197,12 @@ def _check(
     if sort is not None and sort not in list(Order):
         raise UsageError(f"--sort {sort} is not one of {', '.join(Order)}")
     if truth is not None and sort != Order.WRONG:
-        raise UsageError("--truth needs --sort wrong")
+        raise UsageError("--truth needs --sort wrong", code=ErrorCode.CONFLICTING_OPTIONS)
     if str(folder).startswith("s3:"):
-        raise UsageError(f"--out {folder} is not a local directory; write the pictures to one, then `aws s3 cp` it")
+        raise UsageError(
+            f"--out {folder} is not a local directory; write the pictures to one, then `aws s3 cp` it",
+            code=ErrorCode.INVALID_TARGET,
+        )
     require_extra("images", "`batchcl show`")
     condition = None if where is None else Condition(where)
     if condition is not None:
@@ -207,11 +210,16 @@ def _check(
     try:
         is_empty = not folder.exists() or next(folder.iterdir(), None) is None
     except NotADirectoryError as error:
-        raise UsageError(f"--out {folder} is not a directory; name a new one") from error
+        raise UsageError(f"--out {folder} is not a directory; name a new one", code=ErrorCode.INVALID_TARGET) from error
     except OSError as error:
-        raise OutputError(f"--out {folder} can't be used: {error.strerror}; name another directory") from error
+        raise OutputError(
+            f"--out {folder} can't be used: {error.strerror}; name another directory", code=ErrorCode.WRITE_FAILED
+        ) from error
     if not is_empty:
-        raise UsageError(f"--out {folder} is not empty, and its files are not overwritten; name a new directory")
+        raise UsageError(
+            f"--out {folder} is not empty, and its files are not overwritten; name a new directory",
+            code=ErrorCode.TARGET_EXISTS,
+        )
     return condition
 
 
@@ -265,7 +273,10 @@ class _Candidates:
             return rows.select(list(self._schema))
         more = f" and {missing.len() - _SOME} more" if missing.len() > _SOME else ""
         query = command("query", self._results.root, "SELECT uri FROM results")
-        raise UsageError(f"there is no result of {', '.join(missing[:_SOME])}{more}; {query} lists the images")
+        raise UsageError(
+            f"there is no result of {', '.join(missing[:_SOME])}{more}; {query} lists the images",
+            code=ErrorCode.NO_RESULTS,
+        )
 
 
 def _chooser(
@@ -316,7 +327,9 @@ def _write(path: Path, data: bytes) -> None:
         with path.open("xb") as file:
             file.write(data)
     except OSError as error:
-        raise OutputError(f"writing {path} failed: {error.strerror}; check --out") from error
+        raise OutputError(
+            f"writing {path} failed: {error.strerror}; check --out", code=ErrorCode.WRITE_FAILED
+        ) from error
 
 
 def _index(chosen: pl.DataFrame, pictures: Sequence[Picture], names: Sequence[str]) -> pl.DataFrame:

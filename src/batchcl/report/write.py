@@ -22,7 +22,7 @@ from batchcl.analysis.thresholds import choose_thresholds
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
-from batchcl.errors import OutputError, SourceError, UsageError
+from batchcl.errors import ErrorCode, OutputError, SourceError, UsageError
 from batchcl.extras import require_extra
 from batchcl.quantities import parse_duration
 from batchcl.report.contents import Contents, contents_of
@@ -168,13 +168,19 @@ def check_report_file(out: str | os.PathLike[str], root: str, *, what: str) -> P
     """
     require_extra("report", what)
     if os.fspath(out).startswith("s3://"):
-        raise UsageError(f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp")
+        raise UsageError(
+            f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp", code=ErrorCode.INVALID_TARGET
+        )
     check_outside_root(os.fspath(out), root, what=what)
     path = Path(os.fspath(out)).expanduser()
     if os.path.isdir(path):
-        raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
+        raise UsageError(
+            f"{what} {path} is a directory; name a file in it, such as report.html", code=ErrorCode.INVALID_TARGET
+        )
     if not os.path.isdir(path.absolute().parent):
-        raise UsageError(f"{what} {path} is in a directory that does not exist; create it first")
+        raise UsageError(
+            f"{what} {path} is in a directory that does not exist; create it first", code=ErrorCode.INVALID_TARGET
+        )
     return path
 
 
@@ -390,4 +396,7 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial_path.unlink()
-        raise OutputError(f"writing the report {path} failed: {error.strerror or error}; name another file") from error
+        raise OutputError(
+            f"writing the report {path} failed: {error.strerror or error}; name another file",
+            code=ErrorCode.WRITE_FAILED,
+        ) from error

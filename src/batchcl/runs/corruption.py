@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 
 __all__ = ["decode_or_raise", "known_fields"]
 
@@ -26,7 +26,7 @@ def decode_or_raise(
         yield
     except errors as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
-        raise OutputError(f"{where} is corrupt: {reason}; {remedy}") from error
+        raise OutputError(f"{where} is corrupt: {reason}; {remedy}", code=ErrorCode.CORRUPT_OUTPUT) from error
 
 
 def known_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

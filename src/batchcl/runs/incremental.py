@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from batchcl.arns import ModelArn
 from batchcl.concurrency import gather
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 from batchcl.images import ImageRef, Pause, no_pause
 from batchcl.name_set import DIGEST_BYTES, NameSet, digests_of
 from batchcl.outcomes import PERMANENT_CODES, KnownStatus
@@ -225,7 +225,8 @@ class IncrementalFilter:
         if missing:
             raise OutputError(
                 f"reading {self._store.uri(path)} failed: it has no column {missing[0]}, so it is not a file of "
-                f"{_table_of(path)}/; move it elsewhere, or run without --incremental"
+                f"{_table_of(path)}/; move it elsewhere, or run without --incremental",
+                code=ErrorCode.CORRUPT_OUTPUT,
             )
 
     def _decoding(self, path: str) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.concurrency import gather
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.entries import ENTRIES, JournalEntry, entry_table
 from batchcl.runs.layout import RunPaths, segment_number
@@ -152,7 +152,7 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
     for expected, (number, where, segment) in enumerate(segments):
         if number != expected or not segment:
             problem = "it is empty" if number == expected else f"segment {expected} is missing"
-            raise OutputError(f"{where} is corrupt: {problem}; {_REMEDY}")
+            raise OutputError(f"{where} is corrupt: {problem}; {_REMEDY}", code=ErrorCode.CORRUPT_OUTPUT)
         with (
             decode_or_raise(where, remedy=_REMEDY),
             pa.ipc.open_file(pa.py_buffer(segment)) as file,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 
 __all__ = [
     "FOLDERS",
@@ -65,21 +65,28 @@ def output_root(text: str) -> str:
     """
     if any(not character.isprintable() for character in text):
         raise UsageError(
-            f"the output root {text!r} contains control characters or is not valid UTF-8; use another name"
+            f"the output root {text!r} contains control characters or is not valid UTF-8; use another name",
+            code=ErrorCode.INVALID_TARGET,
         )
     if text.startswith("s3://"):
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         if not _BUCKET.fullmatch(bucket):
             hint = "use the alias of the access point" if bucket.startswith("arn:") else "write s3://bucket/prefix"
-            raise UsageError(f"the output root {text!r} has no valid bucket name; {hint}")
+            raise UsageError(
+                f"the output root {text!r} has no valid bucket name; {hint}", code=ErrorCode.INVALID_TARGET
+            )
         folders = prefix.removesuffix("/").split("/") if prefix else []
         if not {"", ".", ".."}.isdisjoint(folders):
-            raise UsageError(f"the output root {text!r} contains //, . or .. in its prefix; remove them")
+            raise UsageError(
+                f"the output root {text!r} contains //, . or .. in its prefix; remove them",
+                code=ErrorCode.INVALID_TARGET,
+            )
         return "/".join([f"s3://{bucket}", *folders])
     if ":" in text.partition("/")[0]:
         raise UsageError(
             f"the output root {text!r} is neither s3://bucket/prefix nor clearly a directory; for a directory write "
-            f"./{text}"
+            f"./{text}",
+            code=ErrorCode.INVALID_TARGET,
         )
     return str(Path(expand_home(text)).absolute())
 
@@ -101,7 +108,10 @@ def check_outside_root(path: str, root: str, *, what: str) -> None:
         return
     folder = os.path.realpath(os.path.expanduser(root))
     if os.path.commonpath([folder, os.path.realpath(os.path.expanduser(path))]) == folder:
-        raise UsageError(f"{what} {path} is in the output root {root}, where only runs write; name a file elsewhere")
+        raise UsageError(
+            f"{what} {path} is in the output root {root}, where only runs write; name a file elsewhere",
+            code=ErrorCode.INVALID_TARGET,
+        )
 
 
 def new_run_id(now: dt.datetime) -> str:

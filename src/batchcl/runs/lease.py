@@ -29,7 +29,7 @@ import anyio
 import orjson
 
 from batchcl.concurrency import gather
-from batchcl.errors import HeldError, OutputError, StoppedError
+from batchcl.errors import ErrorCode, HeldError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -280,7 +280,8 @@ class RunLeaseHolder:
             other = await read_session(self._store, self._path(self.number + 1))
             raise StoppedError(
                 f"this process stops: {self._what} was taken over by another process (on {other.host}), which received "
-                f"no heartbeat from this one for {EXPIRES_S:.0f} s"
+                f"no heartbeat from this one for {EXPIRES_S:.0f} s",
+                code=ErrorCode.RUN_TAKEN_OVER,
             )
 
     async def later_sessions(self) -> list[RunLease]:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import pyarrow as pa
 
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import FOLDERS, PartName, run_name
 from batchcl.runs.schema import open_part
@@ -232,5 +232,6 @@ def check_root(store: Store) -> None:
     if not any(store.list_sync(name) for name in FOLDERS):
         raise OutputError(
             f"{store.root} is not an output root: it contains none of results/, failures/ and runs/; "
-            "pass the directory or prefix that was used with --out"
+            "pass the directory or prefix that was used with --out",
+            code=ErrorCode.NOT_AN_OUTPUT_ROOT,
         )

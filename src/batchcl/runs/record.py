@@ -15,7 +15,7 @@ import orjson
 
 from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 from batchcl.runs.corruption import decode_or_raise, known_fields
 from batchcl.runs.layout import RunPaths, run_name, start_path
 from batchcl.runs.lease import read_leases
@@ -110,7 +110,8 @@ async def read_record(store: Store, run_id: str) -> RunRecord | None:
     if record is not None and run_name(record.run_id) != run_name(run_id):
         raise OutputError(
             f"{store.uri(path)} belongs to run {record.run_id!r}, not to {run_id!r}: the file system ignores case; use "
-            "another --run-id"
+            "another --run-id",
+            code=ErrorCode.RUN_ID_TAKEN,
         )
     return record
 

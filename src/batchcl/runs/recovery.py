@@ -68,7 +68,8 @@ async def recover_runs(
         if require_all:
             raise OutputError(
                 f"recovering run {run_id} failed, so images that it has scored may be missing in the tables: {error}; "
-                "or run without --incremental"
+                "or run without --incremental",
+                code=error.code,
             ) from error
 
     async def inspect(run_id: str) -> tuple[RunRecord, RunLease, bool] | None:

@@ -34,7 +34,15 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.choices import Encryption
-from batchcl.errors import CredentialsError, ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
+from batchcl.errors import (
+    CredentialsError,
+    ErrorCode,
+    ExitCode,
+    OutputCredentialsError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
 from batchcl.runs.layout import RUNS, STAGING, output_root
 
 if TYPE_CHECKING:
@@ -299,7 +307,8 @@ class Store:
         if await self.get(path) != data:
             raise StoppedError(
                 f"this process stops: another process is working on the same run and has written {what} "
-                f"({self.uri(path)}); wait until that one has ended"
+                f"({self.uri(path)}); wait until that one has ended",
+                code=ErrorCode.RUN_TAKEN_OVER,
             )
         if self._folder is not None:
             with _translate_errors("writing", self.uri(path)):  # an earlier attempt may have failed to sync the name
@@ -386,7 +395,8 @@ class Store:
             raise OutputError(
                 f"the output root {self.root} was refused: its storage doesn't support conditional writes, so two "
                 "processes could score images twice; use another root, or pass --single-writer if no other process "
-                "writes to it"
+                "writes to it",
+                code=ErrorCode.NO_CONDITIONAL_WRITES,
             )
 
 
@@ -477,10 +487,14 @@ def _open_folder(path: Path, *, create: bool) -> Store:
     with _translate_errors("opening the output root", str(path)):
         exists, is_folder = path.exists(), path.is_dir()
     if exists and not is_folder:
-        raise OutputError(f"opening the output root {path} failed: it is a file; pass a directory")
+        raise OutputError(
+            f"opening the output root {path} failed: it is a file; pass a directory", code=ErrorCode.NOT_AN_OUTPUT_ROOT
+        )
     if not create and not is_folder:
         raise OutputError(
-            f"opening the output root {path} failed: it does not exist; check the path, or create it with `batchcl run`"
+            f"opening the output root {path} failed: it does not exist; check the path, or create it with "
+            "`batchcl run`",
+            code=ErrorCode.NOT_AN_OUTPUT_ROOT,
         )
     with _translate_errors("creating the output root", str(path)):
         path.mkdir(parents=True, exist_ok=True)
@@ -527,7 +541,9 @@ def _translate_errors(doing: str, what: str) -> Iterator[None]:
         yield
     except CredentialsError as error:
         has_lasted = error.exit_code is ExitCode.STOPPED
-        raise OutputCredentialsError(f"{doing} {what} failed: {error}", has_lasted=has_lasted) from error
+        raise OutputCredentialsError(
+            f"{doing} {what} failed: {error}", code=error.code, has_lasted=has_lasted
+        ) from error
     except (BaseError, OSError) as error:
         message, document = _split_message(error)
         _, _, provider_error = message.partition("credential provider: CredentialsError: ")
@@ -535,14 +551,20 @@ def _translate_errors(doing: str, what: str) -> Iterator[None]:
             raise OutputCredentialsError(f"{doing} {what} failed: {provider_error}") from error
         if (reason := _credentials_reason(error)) is not None:
             raise OutputCredentialsError(
-                f"{doing} {what} failed: {reason}; check the profile and its keys, or log in again"
+                f"{doing} {what} failed: {reason}; check the profile and its keys, or log in again",
+                code=ErrorCode.INVALID_CREDENTIALS,
             ) from error
         if message.startswith(_NO_RESPONSE):
             raise OutputError(
-                f"{doing} {what} failed: {_connection_reason(error)}; check the endpoint, the proxy and the network"
+                f"{doing} {what} failed: {_connection_reason(error)}; check the endpoint, the proxy and the network",
+                code=ErrorCode.SERVICE_UNREACHABLE,
             ) from error
-        reason = ": ".join(filter(None, [message, *_code_and_message(document)]))
-        raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and is writable") from error
+        service_code, _ = details = _code_and_message(document)
+        reason = ": ".join(filter(None, [message, *details]))
+        raise OutputError(
+            f"{doing} {what} failed: {reason}; check that it exists and is writable",
+            code=ErrorCode.ACCESS_DENIED if service_code == "AccessDenied" else None,
+        ) from error
 
 
 def _split_message(error: Exception) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anyio
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.events import Observer, SilentObserver, Snapshot
 from batchcl.runs.following import OVER, RECORDS_S, HolderReporter, HolderState, LeaseFollower
 from batchcl.runs.heartbeat import snapshot_of
@@ -111,7 +111,9 @@ async def watch_store(
     """`watch_run` of an open root."""
     name = await newest_run(store) if run_id is None else valid_run_id(run_id)
     if name is None:
-        raise UsageError(f"there is no run in {store.root} yet; name the run to wait for its start")
+        raise UsageError(
+            f"there is no run in {store.root} yet; name the run to wait for its start", code=ErrorCode.NO_SUCH_RUN
+        )
     follower = LeaseFollower(store, RunPaths(name).sessions, every_s=every_s)
     reporter = HolderReporter(observer or SilentObserver(), alive=f"is working on run {name}")
     counters: Snapshot | None = None

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcl.errors import OutputError
+from batchcl.errors import ErrorCode, OutputError
 from batchcl.images import ArchiveMember, Bookmark, ImageRef, Position
 from batchcl.runs.corruption import decode_or_raise, known_fields
 from batchcl.runs.layout import RunPaths
@@ -246,7 +246,10 @@ class WorkList:
         path = self._paths.frozen(shard)
         data = await self._store.get(path)
         if data is None:
-            raise OutputError(f"reading the work list failed: {self._store.uri(path)} is missing; {_REMEDY}")
+            raise OutputError(
+                f"reading the work list failed: {self._store.uri(path)} is missing; {_REMEDY}",
+                code=ErrorCode.CORRUPT_OUTPUT,
+            )
         return data
 
     def _decoding(self, shard: int) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio
 
-from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
+from batchcl.errors import BatchclError, ErrorCode, StoppedError, TooManyFailuresError
 from batchcl.events import Notice, Observer, Progress
 from batchcl.job import Job
 from batchcl.quantities import pluralize
@@ -75,7 +75,7 @@ async def watch_bounds(
 def exceeded_bound(job: Job, progress: Progress, *, left_s: float, called: int) -> StoppedError | None:
     """Return the error for the first bound that is exceeded, or None. `left_s` is the time to the deadline."""
     if left_s <= 0:
-        return StoppedError(f"the deadline of {job.deadline} has passed")
+        return StoppedError(f"the deadline of {job.deadline} has passed", code=ErrorCode.DEADLINE_REACHED)
     if job.max_failures is None:
         return None
     is_enough = job.tolerance.percent is None or called >= _MIN_CALLED

@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 
 from batchcl.concurrency import gather
-from batchcl.errors import OutputError, RefusedError, StoppedError
+from batchcl.errors import ErrorCode, OutputError, RefusedError, StoppedError
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
 from batchcl.prices import unit_hour_usd
@@ -102,12 +102,12 @@ class Budget:
         if (reason := self._reason()) is not None:
             is_running = self._model_manager.meter.is_open
             what = "scoring with the model that an earlier session has left" if is_running else "the start of the model"
-            raise RefusedError(f"{what} is refused: {reason}")
+            raise RefusedError(f"{what} is refused: {reason}", code=ErrorCode.BUDGET_USED_UP)
 
     def exceeded(self) -> StoppedError | None:
         """The error for the budget that is used up; None if none is, or this run does not pay for its model."""
         reason = None if self._model_manager.dollars() is None else self._reason()
-        return None if reason is None else StoppedError(reason)
+        return None if reason is None else StoppedError(reason, code=ErrorCode.BUDGET_USED_UP)
 
     def _reason(self) -> str | None:
         bill = self._model_manager.meter.read()

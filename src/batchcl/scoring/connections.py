@@ -15,7 +15,7 @@ from batchcl.arns import ModelArn
 from batchcl.aws.names import find_trained_model
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.errors import ModelError
+from batchcl.errors import ErrorCode, ModelError
 from batchcl.events import Observer, SafeObserver
 from batchcl.job import Job
 from batchcl.lifetime.lease_tags import lease_key
@@ -134,7 +134,8 @@ async def _resolve_model(aws: Aws, name: str) -> ModelArn:
         if aws.settings.region not in (None, model.region):
             raise ModelError(
                 f"model {model} is in {model.region}, and --region is {aws.settings.region}; remove --region or use "
-                f"--region {model.region}"
+                f"--region {model.region}",
+                code=ErrorCode.WRONG_REGION,
             )
         return model
     await aws.check_credentials()

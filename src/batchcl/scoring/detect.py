@@ -16,10 +16,12 @@ import anyio.to_thread
 
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import SdkDetector, parse_labels, s3_object
+from batchcl.aws.errors import code_of
 from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.session import Aws
 from batchcl.errors import (
     CallError,
+    ErrorCode,
     FatalCallError,
     ImageError,
     ModelError,
@@ -88,7 +90,10 @@ def image_input(image: str | os.PathLike[str] | bytes, *, version_id: str | None
     """
     name = "bytes" if isinstance(image, bytes) else os.fspath(image)
     if version_id is not None and not name.startswith("s3://"):
-        raise UsageError(f"a version id was given for {name}, which is not in S3; remove the version id")
+        raise UsageError(
+            f"a version id was given for {name}, which is not in S3; remove the version id",
+            code=ErrorCode.CONFLICTING_OPTIONS,
+        )
     if isinstance(image, bytes):
         return ImageInput(name=name, data=image)
     if name.startswith("s3://"):
@@ -267,8 +272,11 @@ class _DetectCalls:
         name = self._model.name
         if isinstance(error, ModelNotReadyError):
             reason = str(error).rstrip(".")
-            return ModelError(f"{reason}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
-        return RefusedError(f"calling {name} failed: {error.code}: {error}")
+            return ModelError(
+                f"{reason}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING",
+                code=ErrorCode.MODEL_NOT_RUNNING,
+            )
+        return RefusedError(f"calling {name} failed: {error.code}: {error}", code=code_of(error))
 
 
 def _result(each: ImageInput, answer: Any, request_id: str, *, fitted: str | None = None) -> DetectResult:

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.choices import IfHeld
-from batchcl.errors import OutputError, StoppedError, UsageError, command
+from batchcl.errors import ErrorCode, OutputError, StoppedError, UsageError, command
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.job import Job, job_of
 from batchcl.monitoring import RunNames, Targets, monitored
@@ -117,7 +117,9 @@ async def _retry(
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
         if record is None:
-            raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
+            raise UsageError(
+                f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them", code=ErrorCode.NO_SUCH_RUN
+            )
         read_job = partial(job_of_round, store, record, {"out": root, **changes})
         job = await read_job()
         ends_at = deadline_at(job, begun_at=begun_at, now=now)
@@ -150,7 +152,8 @@ async def _read_end_of_run(store: Store, run_id: str) -> Summary:
     summary = await read_summary(store, run_id)
     if summary is None or (summary.status != "done" and summary.round == 0):
         raise UsageError(
-            f"run {run_id} is not done; resume it first by its own `batchcl run` command with --run-id {run_id}"
+            f"run {run_id} is not done; resume it first by its own `batchcl run` command with --run-id {run_id}",
+            code=ErrorCode.RUN_NOT_DONE,
         )
     return summary
 
@@ -316,11 +319,14 @@ def _check_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: st
         fit = "add --fit, or " if any(group.fit_may_help for group in of_codes) else ""
         raise UsageError(
             f"no image of run {run_id} that failed with --code {codes} can succeed: these failures are permanent; "
-            f"{fit}replace the images and score them with `batchcl run --incremental`"
+            f"{fit}replace the images and score them with `batchcl run --incremental`",
+            code=ErrorCode.NOTHING_TO_RETRY,
         )
     by_code: Counter[str] = Counter()
     for group, number in failures.items():
         if retry_round.fit or group.status == "failed":
             by_code[group.code] += number
     known = ", ".join(f"{code} ({number:,})" for code, number in by_code.most_common()) or "none"
-    raise UsageError(f"no image of run {run_id} failed with --code {codes}; its codes: {known}")
+    raise UsageError(
+        f"no image of run {run_id} failed with --code {codes}; its codes: {known}", code=ErrorCode.NOTHING_TO_RETRY
+    )

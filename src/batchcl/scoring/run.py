@@ -23,7 +23,7 @@ from batchcl.arns import ModelArn
 from batchcl.aws.detect import LimitsDetector, open_detector
 from batchcl.aws.names import matches_model
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.errors import RefusedError, UsageError
+from batchcl.errors import ErrorCode, RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
 from batchcl.job import Job, fingerprint
@@ -628,12 +628,14 @@ async def recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
     if old is not None and old.run_id != record.run_id:
         raise UsageError(
             f"--run-id {record.run_id} is the folder name of run {old.run_id!r} in {store.root}; "
-            f"use --run-id {shlex.quote(old.run_id)} to resume it, or another --run-id"
+            f"use --run-id {shlex.quote(old.run_id)} to resume it, or another --run-id",
+            code=ErrorCode.RUN_ID_TAKEN,
         )
     if old is not None and old.fingerprint != record.fingerprint:
         raise UsageError(
             f"run {record.run_id} in {store.root} was started with other settings: "
-            f"{describe_differences(old.scored_as, record.scored_as)}; use another --run-id"
+            f"{describe_differences(old.scored_as, record.scored_as)}; use another --run-id",
+            code=ErrorCode.RUN_ID_TAKEN,
         )
     return old
 
@@ -643,5 +645,6 @@ def _check_lists_unchanged(record: RunRecord, sources: CheckedSources) -> None:
     for name, digest in sources.digests.items():
         if record.lists.get(name, digest) != digest:
             raise UsageError(
-                f"{name} has changed since run {record.run_id} started; restore it, or use another --run-id"
+                f"{name} has changed since run {record.run_id} started; restore it, or use another --run-id",
+                code=ErrorCode.RUN_ID_TAKEN,
             )

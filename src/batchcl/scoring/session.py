@@ -12,6 +12,7 @@ from typing import Final
 import anyio
 
 from batchcl.aws.detect import Detector
+from batchcl.aws.errors import code_of
 from batchcl.errors import BatchclError, ExitCode, FatalCallError, OutputError, RefusedError, StoppedError, UsageError
 from batchcl.events import Notice, Observer, Progress
 from batchcl.images import ImageRef, check_limits
@@ -310,7 +311,9 @@ class Session:
         assert error is not None
         lost = pluralize(ledger.unsaved().done, "outcome")
         return type(error)(
-            f"{error}; writing {lost} to {self.store.root} took too long: the next session calls for these images again"
+            f"{error}; writing {lost} to {self.store.root} took too long: the next session calls for these images "
+            "again",
+            code=error.code,
         )
 
     def _drain(self) -> None:
@@ -443,13 +446,13 @@ def _session_error(failure: BatchclError, *, answered: bool, is_model_stopped: b
     An error that would be a refusal becomes a `StoppedError` if the session has scored or tried an image (`answered`),
     and a `FatalCallError` becomes one of the two.
     """
-    end = failure
+    end, code = failure, code_of(failure)
     if isinstance(failure, FatalCallError):
         text = f"{failure}; the model is stopped" if is_model_stopped else str(failure)
         were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED  # CredentialsError.has_lasted
-        end = StoppedError(text) if answered or were_valid else RefusedError(text)
+        end = StoppedError(text, code=code) if answered or were_valid else RefusedError(text, code=code)
     elif isinstance(failure, RefusedError | UsageError) and answered:
-        end = StoppedError(str(failure))
+        end = StoppedError(str(failure), code=code)
     end.summary = summary
     if end is not failure:
         end.__cause__ = failure

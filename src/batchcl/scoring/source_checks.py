@@ -15,7 +15,7 @@ import anyio.to_thread
 from batchcl.arns import ModelArn
 from batchcl.aws.buckets import BucketChecks
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError, command
+from batchcl.errors import ErrorCode, SourceError, command
 from batchcl.events import Notice, Observer
 from batchcl.images import ImageRef
 from batchcl.job import Job
@@ -230,7 +230,7 @@ async def first_page(
         if check_readable is not None:
             await check_readable(images, is_all=len(images) < SAMPLE_SIZE)
         return chained(first, pages)
-    raise SourceError(_no_image_message(sources, job))
+    raise SourceError(_no_image_message(sources, job), code=ErrorCode.EMPTY_SOURCE)
 
 
 def _no_image_message(sources: CheckedSources, job: Job) -> str:

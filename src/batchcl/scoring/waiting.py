@@ -24,7 +24,7 @@ from typing import Final
 import anyio
 
 from batchcl.choices import IfHeld
-from batchcl.errors import HeldError, OutputError, StoppedError
+from batchcl.errors import ErrorCode, HeldError, OutputError, StoppedError
 from batchcl.events import Observer, Progress
 from batchcl.job import Job
 from batchcl.runs.following import OVER, RECORDS_S, HolderReporter, HolderState, LeaseFollower
@@ -102,7 +102,9 @@ class Waiter:
             await self._follow(follower, is_own=self.run_id is not None and sessions == RunPaths(self.run_id).sessions)
         if scope.cancelled_caught:
             holder = "" if follower.lease is None else f" for process {follower.lease.process_name}"
-            raise StoppedError(f"the deadline of {self.job.deadline} has passed while waiting{holder}")
+            raise StoppedError(
+                f"the deadline of {self.job.deadline} has passed while waiting{holder}", code=ErrorCode.DEADLINE_REACHED
+            )
 
     async def _follow(self, follower: LeaseFollower, *, is_own: bool) -> None:
         alive = "is working on the run; following it" if is_own else "may score the same images; waiting for its end"

@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import error_code
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ArchiveMember, ImageRef, escape_name
 from batchcl.sources.base import BadLine, parse_s3_uri
 from batchcl.sources.files import is_not_found
@@ -82,7 +82,9 @@ def local_archive(path: Path, stack: ExitStack) -> TarPart:
     try:
         modified = dt.datetime.fromtimestamp(os.stat(absolute).st_mtime, dt.UTC)
     except OSError as error:
-        raise SourceError(f"can't read {path}: {error.strerror}; check the path") from error
+        raise SourceError(
+            f"can't read {path}: {error.strerror}; check the path", code=ErrorCode.UNREADABLE_SOURCE
+        ) from error
     archive = Archive(name=str(path), bucket="", key=absolute, etag=None, last_modified=modified)
     part = TarPart(archive, _file_reader(absolute, modified), stack, block_bytes=_FILE_BLOCK_BYTES)
     part.refuse_compressed()
@@ -112,7 +114,10 @@ def archive_in_s3(client: Any, uri: str, stack: ExitStack) -> TarPart | None:
     )
     part = TarPart(archive, _object_reader(client, archive), stack, block_bytes=_OBJECT_BLOCK_BYTES)
     if not is_tar(part.refuse_compressed()):
-        raise SourceError(f"{uri} is not a tar archive; to list the objects below it, add --source-kind prefix")
+        raise SourceError(
+            f"{uri} is not a tar archive; to list the objects below it, add --source-kind prefix",
+            code=ErrorCode.INVALID_ARCHIVE,
+        )
     return part
 
 
@@ -152,7 +157,8 @@ class TarPart:
             command = f"aws s3 cp {name} - | {tool} | aws s3 cp - {new}"
         raise SourceError(
             f"{self.name} is compressed, and only uncompressed tar archives are supported; decompress it with "
-            f"`{command}`, and name {plain}"
+            f"`{command}`, and name {plain}",
+            code=ErrorCode.INVALID_ARCHIVE,
         )
 
     def chunks(self) -> Iterator[ListChunk]:
@@ -220,7 +226,9 @@ class TarPart:
         try:
             yield
         except OSError as error:
-            raise SourceError(f"can't read {self.name}: {error.strerror}; check its permissions") from error
+            raise SourceError(
+                f"can't read {self.name}: {error.strerror}; check its permissions", code=ErrorCode.UNREADABLE_SOURCE
+            ) from error
         except (ClientError, BotoCoreError) as error:
             raise s3_error(error, f"reading {self.name}", self._archive.bucket) from error
 
@@ -263,7 +271,10 @@ def _object_reader(client: Any, archive: Archive) -> Read:
 
 
 def _changed(name: str) -> SourceError:
-    return SourceError(f"{name} changed after it was listed; don't change it during a run, and start a new run")
+    return SourceError(
+        f"{name} changed after it was listed; don't change it during a run, and start a new run",
+        code=ErrorCode.SOURCE_CHANGED,
+    )
 
 
 def _buffered(unbuffered: Read, block_bytes: int) -> Read:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, Protocol
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import APPLE_DOUBLE, ImageRef, Position, check_limits, escape_name
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ class Columns:
         if missing:
             raise SourceError(
                 f"it has no column {' or '.join(missing)}, only {', '.join(available) or 'none'}; name the column "
-                "of s3://bucket/key with --uri-column, or two columns with --bucket-column and --key-column"
+                "of s3://bucket/key with --uri-column, or two columns with --bucket-column and --key-column",
+                code=ErrorCode.UNKNOWN_LIST_FORMAT,
             )
         return chosen
 
@@ -289,9 +290,13 @@ def refuse_arn(name: str) -> None:
     if resource == "accesspoint":
         raise SourceError(
             f"{name} is the ARN of an access point, and DetectCustomLabels accepts only buckets; use its alias, "
-            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT"
+            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT",
+            code=ErrorCode.UNSUPPORTED_SOURCE,
         )
-    raise SourceError(f"{name} is an ARN; write s3://bucket/prefix (for an access point, its alias is the bucket)")
+    raise SourceError(
+        f"{name} is an ARN; write s3://bucket/prefix (for an access point, its alias is the bucket)",
+        code=ErrorCode.UNSUPPORTED_SOURCE,
+    )
 
 
 def refuse_url(reference: str, *, what: str = "this") -> None:
@@ -299,5 +304,6 @@ def refuse_url(reference: str, *, what: str = "this") -> None:
     if reference[:8].lower().startswith(("https://", "http://")):
         raise SourceError(
             f"{what} is a web address, and batchcl does not download images from the web; copy them to S3 first "
-            "(aws s3 cp) and name them as s3://bucket/key"
+            "(aws s3 cp) and name them as s3://bucket/key",
+            code=ErrorCode.UNSUPPORTED_SOURCE,
         )

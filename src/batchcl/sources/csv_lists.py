@@ -129,7 +129,7 @@ class CsvPart:
                 yield BadLine(reader.line_num, f"not valid CSV: {error}")
             except SourceError as error:
                 if parse is None:
-                    raise SourceError(f"{self.name}: {error}") from error
+                    raise SourceError(f"{self.name}: {error}", code=error.code) from error
                 yield BadLine(reader.line_num, str(error))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.base import PAGE, SourceCheck, local_image
 from batchcl.sources.deduplication import NO_NAMES
@@ -41,7 +41,10 @@ class DirectorySource:
                 folders = tuple(f"{folder}/" for folder in self._leave_out if self._is_inside(folder))
                 return SourceCheck(excluded_folders=folders)
         except OSError as error:
-            raise SourceError(f"can't read the directory {self._root}: {error.strerror}; check the path") from error
+            raise SourceError(
+                f"can't read the directory {self._root}: {error.strerror}; check the path",
+                code=ErrorCode.UNREADABLE_SOURCE,
+            ) from error
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """See `Source`."""
@@ -87,5 +90,6 @@ def _is_same(one: Path, other: Path) -> bool:
 def _raise_source_error(error: OSError) -> None:
     """By default, `os.walk` skips folders that can't be read."""
     raise SourceError(
-        f"can't read the directory {error.filename}: {error.strerror}; change its permissions, or name other sources"
+        f"can't read the directory {error.filename}: {error.strerror}; change its permissions, or name other sources",
+        code=ErrorCode.UNREADABLE_SOURCE,
     )

@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import error_code
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError, UnreachableError
+from batchcl.errors import ErrorCode, SourceError, UnreachableError
 from batchcl.sources.base import parse_s3_uri
 
 __all__ = [
@@ -71,7 +71,7 @@ async def fetch(uri: str, aws: Aws, *, region: str) -> Path:
     async with aws.s3(region=region) as client:
         path = await copy_object(client, uri)
     if path is None:
-        raise SourceError(f"{uri} does not exist; check the key")
+        raise SourceError(f"{uri} does not exist; check the key", code=ErrorCode.SOURCE_NOT_FOUND)
     return path
 
 
@@ -99,14 +99,18 @@ async def copy_object(client: Any, uri: str, *, md5: str | None = None) -> Path 
     except OSError as error:
         path.unlink(missing_ok=True)
         raise SourceError(
-            f"can't copy {uri} to {path.parent}: {error.strerror}; free some disk space, or set TMPDIR"
+            f"can't copy {uri} to {path.parent}: {error.strerror}; free some disk space, or set TMPDIR",
+            code=ErrorCode.NO_TEMPORARY_SPACE,
         ) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     if md5 is not None and digest.hexdigest() != md5.lower():
         path.unlink()
-        raise SourceError(f"{uri} is corrupt: its MD5 is {digest.hexdigest()}, expected {md5}; download it again")
+        raise SourceError(
+            f"{uri} is corrupt: its MD5 is {digest.hexdigest()}, expected {md5}; download it again",
+            code=ErrorCode.CORRUPT_FILE,
+        )
     return path
 
 
@@ -126,7 +130,9 @@ async def object_chunks(client: Any, uri: str) -> AsyncGenerator[bytes, None]:
             response = await client.get_object(Bucket=bucket, Key=key, **continuation)
         except ClientError as error:
             if continuation and error_code(error) == "PreconditionFailed":
-                raise SourceError(f"{uri} changed while it was copied; try again when it is complete") from error
+                raise SourceError(
+                    f"{uri} changed while it was copied; try again when it is complete", code=ErrorCode.SOURCE_CHANGED
+                ) from error
             raise
         try:
             while chunk := await response["Body"].read(_COPY_BYTES):
@@ -165,7 +171,8 @@ def open_list(path: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
                 yield io.BufferedReader(_BoundedReader(inner, compressed=file, name=name), _BUFFER_BYTES)
     except OSError as error:
         reason = f"{error.strerror}; check the path" if error.strerror else f"{error}: {_CORRUPT}"
-        raise SourceError(f"can't read {name}: {reason}") from error
+        code = ErrorCode.UNREADABLE_SOURCE if error.strerror else ErrorCode.CORRUPT_FILE
+        raise SourceError(f"can't read {name}: {reason}", code=code) from error
 
 
 def start_of(path: Path, name: str) -> bytes:
@@ -193,7 +200,8 @@ class _BoundedReader(io.RawIOBase):
         if self._count > _EXPANSION_FROM_BYTES and self._count > MAX_EXPANSION * self._compressed.tell():
             raise SourceError(
                 f"{self._name} decompresses to more than {MAX_EXPANSION} times its size, like a decompression bomb; "
-                "if it is a list of images, decompress it first"
+                "if it is a list of images, decompress it first",
+                code=ErrorCode.CORRUPT_FILE,
             )
         return len(data)
 
@@ -202,7 +210,8 @@ def _codec(start: bytes, name: str) -> str | None:
     for magic, codec in _OTHER_CODECS.items():
         if start.startswith(magic):
             raise SourceError(
-                f"{name} is compressed with {codec}, which is not supported; compress it with gzip or zstd"
+                f"{name} is compressed with {codec}, which is not supported; compress it with gzip or zstd",
+                code=ErrorCode.UNSUPPORTED_SOURCE,
             )
     return next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
 
@@ -224,6 +233,7 @@ def _spool(fill: Callable[[IO[bytes]], object], stack: ExitStack | None = None) 
         directory = "a temporary directory" if path is None else str(path.parent)
         raise SourceError(
             f"copying the list to {directory} failed: {error.strerror or error}; free some disk space, or set TMPDIR "
-            "to a writable directory"
+            "to a writable directory",
+            code=ErrorCode.NO_TEMPORARY_SPACE,
         ) from error
     return path

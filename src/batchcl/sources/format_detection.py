@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from batchcl.choices import SourceKind
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import EXTENSIONS
 from batchcl.sources.base import IMAGE_MAGIC
 from batchcl.sources.csv_lists import BUCKET_NAME
@@ -55,9 +55,12 @@ def detect_kind(name: str, path: Path, *, folder: Path | None, wants_table: bool
     refuse_utf16(start, name)
     lines = _lines(start)
     if not lines:
-        raise SourceError(f"{name} is empty; name a list with at least one image")
+        raise SourceError(f"{name} is empty; name a list with at least one image", code=ErrorCode.EMPTY_SOURCE)
     if any(b"\0" in line for line in lines):
-        raise SourceError(f"{name} is not text, a table, or a PNG or JPEG image; name a list of images or a directory")
+        raise SourceError(
+            f"{name} is not text, a table, or a PNG or JPEG image; name a list of images or a directory",
+            code=ErrorCode.UNKNOWN_LIST_FORMAT,
+        )
     if lines[0].lstrip().startswith(b"{"):
         return _json_kind(name, start, lines, wants_field=wants_field)
     if wants_table:
@@ -98,11 +101,13 @@ def _json_kind(name: str, start: bytes, lines: Sequence[bytes], *, wants_field: 
         fields = ", ".join(list(entry)[:8])
         raise SourceError(
             f"{name} looks like a manifest, but its first line has no source-ref, only {fields}; name the field of "
-            "the image with --uri-field, or add --source-kind manifest or --source-kind keys"
+            "the image with --uri-field, or add --source-kind manifest or --source-kind keys",
+            code=ErrorCode.UNKNOWN_LIST_FORMAT,
         )
     raise SourceError(
         f"{name} looks like a manifest, but its first line is not a JSON object with a source-ref; fix it, or add "
-        "--source-kind manifest or --source-kind keys"
+        "--source-kind manifest or --source-kind keys",
+        code=ErrorCode.UNKNOWN_LIST_FORMAT,
     )
 
 
@@ -141,7 +146,8 @@ def _ambiguous(name: str, separators: str, kinds: Sequence[SourceKind]) -> Sourc
     options = " or ".join(f"--source-kind {kind}" for kind in kinds)
     return SourceError(
         f"{name} has {separators} in its lines, so its format is ambiguous; add {options}, or, for a CSV table with a "
-        "header, name its columns with --uri-column, or --bucket-column and --key-column"
+        "header, name its columns with --uri-column, or --bucket-column and --key-column",
+        code=ErrorCode.UNKNOWN_LIST_FORMAT,
     )
 
 
@@ -152,16 +158,19 @@ def _refuse_other_text(name: str, lines: Sequence[str], folder: Path | None) -> 
         if (other := _existing_spelling(folder, lines[0])) is not None:
             raise SourceError(
                 f"the files that {name} names don't exist: {lines[0][:80]!r} does not, but {other.name[:80]!r} does; "
-                f"its names are {other.what}; {other.advice}"
+                f"its names are {other.what}; {other.advice}",
+                code=ErrorCode.SOURCE_NOT_FOUND,
             )
         raise SourceError(
             f"{name} is not a known kind of list: none of its first lines, such as {lines[0][:80]!r}, is "
-            "s3://bucket/key or an existing file; check the working directory, or add --source-kind keys"
+            "s3://bucket/key or an existing file; check the working directory, or add --source-kind keys",
+            code=ErrorCode.UNKNOWN_LIST_FORMAT,
         )
     if not names_image[0] and all(names_image[1:]) and _HEADING.fullmatch(lines[0]):
         raise SourceError(
             f"the first line of {name}, {lines[0]!r}, may be a header; name the column with --uri-column, or add "
-            "--source-kind keys if it is a file"
+            "--source-kind keys if it is a file",
+            code=ErrorCode.UNKNOWN_LIST_FORMAT,
         )
 
 

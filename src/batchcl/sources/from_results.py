@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.published import PublishedPart, published_parts, read_part, resolving_parts
@@ -120,7 +120,8 @@ class _PublishedPart:
                     yield self._chunk(frame_of(batch), resolved)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
-                f"can't read {self.name}: {first_line(error)}; restore it from a backup, or remove it"
+                f"can't read {self.name}: {first_line(error)}; restore it from a backup, or remove it",
+                code=ErrorCode.CORRUPT_FILE,
             ) from error
 
     def _resolved(self) -> pl.DataFrame | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from batchcl.concurrency import gather
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.sources.base import INVENTORY_MANIFEST, BadLine
 from batchcl.sources.csv_lists import decoded_key
 from batchcl.sources.files import open_list
@@ -74,7 +74,9 @@ def parse_as_of(text: str) -> str:
     try:
         return f"{dt.date.fromisoformat(text).isoformat()}T99"
     except ValueError as error:
-        raise SourceError(f"{text!r} is not a day; write it as 2026-11-20, or 2026-11-20T01-00Z") from error
+        raise SourceError(
+            f"{text!r} is not a day; write it as 2026-11-20, or 2026-11-20T01-00Z", code=ErrorCode.INVALID_ARGUMENT
+        ) from error
 
 
 async def open_inventory(
@@ -97,7 +99,10 @@ async def open_inventory(
     if posixpath.basename(name) != INVENTORY_MANIFEST:
         manifest_name = await _newest_manifest(name, storage, None if as_of is None else parse_as_of(as_of))
     elif as_of is not None:
-        raise SourceError(f"{name} is a single inventory; with --as-of, name the folder that contains several")
+        raise SourceError(
+            f"{name} is a single inventory; with --as-of, name the folder that contains several",
+            code=ErrorCode.INVALID_INVENTORY,
+        )
     return await _manifest_parts(manifest_name, storage, all_versions=all_versions)
 
 
@@ -105,7 +110,7 @@ async def _from_symlink(name: str, storage: StorageLocation, *, all_versions: bo
     """Use the manifest.json of the same delivery; without one, read Parquet and ORC files without verification."""
     text = await storage.read(name, max_bytes=MAX_MANIFEST_BYTES)
     if text is None:
-        raise SourceError(f"{name} does not exist; check the path")
+        raise SourceError(f"{name} does not exist; check the path", code=ErrorCode.SOURCE_NOT_FOUND)
     folder = posixpath.dirname(name)
     match = _HIVE_FOLDER.fullmatch(posixpath.basename(folder))
     if match is not None:
@@ -116,7 +121,8 @@ async def _from_symlink(name: str, storage: StorageLocation, *, all_versions: bo
     if not keys or not all(key.startswith("s3://") and key.endswith((".parquet", ".orc")) for key in keys):
         raise SourceError(
             f"{name} does not describe the columns of its files, and there is no manifest.json of the same day; "
-            "name a manifest.json, or the inventory's folder"
+            "name a manifest.json, or the inventory's folder",
+            code=ErrorCode.INVALID_INVENTORY,
         )
     files = [_DataFile(key.removeprefix("s3://").partition("/")[2], None) for key in keys]
     data = f"{posixpath.dirname(posixpath.dirname(folder))}/data/"
@@ -130,10 +136,14 @@ async def _newest_manifest(name: str, storage: StorageLocation, latest: str | No
     if not inventories:
         raise SourceError(
             f"{name} contains no S3 Inventory: there is no folder such as 2026-11-20T01-00Z with a "
-            f"{INVENTORY_MANIFEST}; check the path"
+            f"{INVENTORY_MANIFEST}; check the path",
+            code=ErrorCode.INVALID_INVENTORY,
         )
     if len(inventories) > 1:
-        raise SourceError(f"{name} contains several inventories: {', '.join(sorted(inventories))}; name one of them")
+        raise SourceError(
+            f"{name} contains several inventories: {', '.join(sorted(inventories))}; name one of them",
+            code=ErrorCode.INVALID_INVENTORY,
+        )
     ((folder, dates),) = inventories.items()
     for date in sorted(dates, reverse=True):
         if latest is not None and date > latest:
@@ -143,7 +153,8 @@ async def _newest_manifest(name: str, storage: StorageLocation, latest: str | No
     when = "" if latest is None else f" of {latest.removesuffix('T99')} or earlier"
     raise SourceError(
         f"no inventory{when} in {folder} is complete (none has a {_CHECKSUM_FILE}); wait for the delivery, or change "
-        "--as-of"
+        "--as-of",
+        code=ErrorCode.INVALID_INVENTORY,
     )
 
 
@@ -164,18 +175,20 @@ async def _dated_folders(folder: str, storage: StorageLocation, depth: int) -> d
 async def _manifest_parts(name: str, storage: StorageLocation, *, all_versions: bool) -> list[InventoryPart]:
     data = await storage.read(name, max_bytes=MAX_MANIFEST_BYTES)
     if data is None:
-        raise SourceError(f"{name} does not exist; check the path")
+        raise SourceError(f"{name} does not exist; check the path", code=ErrorCode.SOURCE_NOT_FOUND)
     checksum = await storage.read(f"{name.removesuffix(INVENTORY_MANIFEST)}{_CHECKSUM_FILE}", max_bytes=1024)
     if checksum is None:
         raise SourceError(
             f"the inventory of {name} is not complete: there is no {_CHECKSUM_FILE} next to it; wait for the "
-            "delivery, or copy all of its files"
+            "delivery, or copy all of its files",
+            code=ErrorCode.INVALID_INVENTORY,
         )
     expected = checksum.decode(errors="replace").strip().lower()
     actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if actual != expected:
         raise SourceError(
-            f"{name} is corrupt: its MD5 is {actual}, expected {expected} by its {_CHECKSUM_FILE}; download it again"
+            f"{name} is corrupt: its MD5 is {actual}, expected {expected} by its {_CHECKSUM_FILE}; download it again",
+            code=ErrorCode.CORRUPT_FILE,
         )
     manifest = _read_manifest(data, name)
     folder = f"{posixpath.dirname(posixpath.dirname(name))}/data/"
@@ -214,7 +227,8 @@ async def _fetch_file(file: _DataFile, name: str, folder: str, storage: StorageL
         if path is not None:
             return path
     raise SourceError(
-        f"{name} lists the data file {file.key}, which is not at {' or '.join(candidates)}; copy it as well"
+        f"{name} lists the data file {file.key}, which is not at {' or '.join(candidates)}; copy it as well",
+        code=ErrorCode.INVALID_INVENTORY,
     )
 
 
@@ -222,7 +236,9 @@ def _read_manifest(data: bytes, name: str) -> _Manifest:
     try:
         manifest = orjson.loads(data)
     except ValueError as error:
-        raise SourceError(f"{name} is not valid JSON: {error}; download it again") from error
+        raise SourceError(
+            f"{name} is not valid JSON: {error}; download it again", code=ErrorCode.CORRUPT_FILE
+        ) from error
     if not isinstance(manifest, dict):
         raise _invalid_manifest(name, "it is not a JSON object")
     file_format, schema, files = (manifest.get(key) for key in ("fileFormat", "fileSchema", "files"))
@@ -248,7 +264,8 @@ def _data_file(entry: Any, name: str) -> _DataFile:
 
 def _invalid_manifest(name: str, reason: str) -> SourceError:
     return SourceError(
-        f"{name} is not the manifest of an S3 Inventory: {reason}; name another file, or change --source-kind"
+        f"{name} is not the manifest of an S3 Inventory: {reason}; name another file, or change --source-kind",
+        code=ErrorCode.INVALID_INVENTORY,
     )
 
 
@@ -292,12 +309,15 @@ class InventoryPart:
         wanted = [name for name in _CSV_NAMES.values() if name in available]
         if not {"bucket", "key"} <= available:
             raise SourceError(
-                f"{self.name} has no columns for bucket and key, so it is not part of an S3 Inventory; name another one"
+                f"{self.name} has no columns for bucket and key, so it is not part of an S3 Inventory; name another "
+                "one",
+                code=ErrorCode.INVALID_INVENTORY,
             )
         if "version_id" in available and "is_latest" not in available and not self.all_versions:
             raise SourceError(
                 f"{self.name} lists versions but not which are the latest; score all with --all-versions, or configure "
-                "the inventory to include the field IsLatest"
+                "the inventory to include the field IsLatest",
+                code=ErrorCode.INVALID_INVENTORY,
             )
         first = 1
         for frame, bad in self._csv() if self.schema is not None else ((each, []) for each in self._table(wanted)):
@@ -367,7 +387,8 @@ class InventoryPart:
                 return
             raise SourceError(
                 f"can't read {self.name}: {first_line(error)}; it is not a CSV file of an S3 Inventory, so download it "
-                "again"
+                "again",
+                code=ErrorCode.CORRUPT_FILE,
             ) from error
 
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from batchcl.concurrency import gather
 from batchcl.cores import usable_cores
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, SourceCheck, image_key
 from batchcl.sources.deduplication import NO_NAMES, HashLog, HashSet
@@ -271,7 +271,8 @@ class ListSource:
         if len(summaries) == len(self._parts) and count != expected:
             raise SourceError(
                 f"{self.description} changed while it was read: it had {expected:,} images and now has {count:,}; "
-                "don't change it during a run, and start a new run"
+                "don't change it during a run, and start a new run",
+                code=ErrorCode.SOURCE_CHANGED,
             )
 
     def _read_pages(self, skip: int) -> Iterator[list[ImageRef]]:

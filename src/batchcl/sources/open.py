@@ -20,7 +20,7 @@ import anyio.to_thread
 from batchcl.aws.buckets import BucketChecks
 from batchcl.aws.session import Aws
 from batchcl.choices import SourceKind, Transport
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.runs.layout import FOLDERS
 from batchcl.sources.base import (
@@ -113,7 +113,9 @@ async def open_sources(
         SourceError: a name does not exist or is not a list of images.
     """
     if list(names).count("-") > 1:
-        raise SourceError("- is given twice: standard input can be read only once; remove one")
+        raise SourceError(
+            "- is given twice: standard input can be read only once; remove one", code=ErrorCode.INVALID_ARGUMENT
+        )
     opener = _SourceOpener(
         stack,
         aws=aws,
@@ -187,7 +189,9 @@ class _SourceOpener:
             return await self._open_s3(name)
         refuse_url(name, what="a source")
         if kind is SourceKind.PREFIX:
-            raise SourceError(f"{name} is not an S3 prefix; write s3://bucket/prefix")
+            raise SourceError(
+                f"{name} is not an S3 prefix; write s3://bucket/prefix", code=ErrorCode.UNSUPPORTED_SOURCE
+            )
         if kind is SourceKind.DIRECTORY:
             return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
         if kind is SourceKind.IMAGE:
@@ -221,7 +225,7 @@ class _SourceOpener:
     async def _open_s3(self, name: str) -> Source:
         kind, options = self._options.kind, self._options
         if not name.removeprefix("s3://").partition("/")[0]:
-            raise SourceError(f"{name} has no bucket; write s3://bucket/prefix")
+            raise SourceError(f"{name} has no bucket; write s3://bucket/prefix", code=ErrorCode.UNSUPPORTED_SOURCE)
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
@@ -229,7 +233,10 @@ class _SourceOpener:
         if kind is SourceKind.TAR or (kind is None and _ARCHIVE_EXTENSION.search(name)):
             return await self._tar_archives(name)
         if kind is SourceKind.DIRECTORY:
-            raise SourceError(f"{name} is not a local directory; remove --source-kind, or use --source-kind prefix")
+            raise SourceError(
+                f"{name} is not a local directory; remove --source-kind, or use --source-kind prefix",
+                code=ErrorCode.UNSUPPORTED_SOURCE,
+            )
         is_list_name = _LIST_EXTENSION.search(name) is not None
         if kind is SourceKind.PREFIX or (kind is None and not is_list_name) or name.endswith("/"):
             return await self._prefix(name)
@@ -239,7 +246,7 @@ class _SourceOpener:
         if path is None and kind is None:
             return await self._prefix(name)
         if path is None:
-            raise SourceError(f"{name} does not exist; check the key")
+            raise SourceError(f"{name} does not exist; check the key", code=ErrorCode.SOURCE_NOT_FOUND)
         return await self._list_of_files(name, [_ListFile(name, path, None)])
 
     def _directory(self, name: str) -> Source:
@@ -251,7 +258,10 @@ class _SourceOpener:
         root, source = Path(self._out).resolve(), Path(name).resolve()
         for folder in FOLDERS:
             if source.is_relative_to(root / folder):
-                raise SourceError(f"{name} is inside {folder}/ of the output root {root}; name another folder")
+                raise SourceError(
+                    f"{name} is inside {folder}/ of the output root {root}; name another folder",
+                    code=ErrorCode.SOURCE_IN_OUTPUT_ROOT,
+                )
         is_root = source == root
         return DirectorySource(
             name,
@@ -280,7 +290,8 @@ class _SourceOpener:
         folders = tuple(f"{root}{folder}/" for folder in FOLDERS)
         if prefix.startswith(folders):
             raise SourceError(
-                f"{name} is inside results/, failures/ or runs/ of the output root {self._out}; name another prefix"
+                f"{name} is inside results/, failures/ or runs/ of the output root {self._out}; name another prefix",
+                code=ErrorCode.SOURCE_IN_OUTPUT_ROOT,
             )
         if root.startswith(prefix) and prefix.rstrip("/") != root.rstrip("/"):
             return (root,)
@@ -306,14 +317,14 @@ class _SourceOpener:
         if not parts and self._options.kind is None:
             return await self._prefix(name)
         if not parts:
-            raise SourceError(f"{name} does not exist; check the key")
+            raise SourceError(f"{name} does not exist; check the key", code=ErrorCode.SOURCE_NOT_FOUND)
         return self._list_source(name, parts, is_explicit=False)
 
     async def _matching_object_copies(self, pattern: str) -> list[_ListFile]:
         matching = await self._matching_objects(pattern)
         files = [_ListFile(uri, path, None) for uri in matching if (path := await self._s3.fetch(uri)) is not None]
         if not files:
-            raise SourceError(f"no object matches {pattern}; check the pattern")
+            raise SourceError(f"no object matches {pattern}; check the pattern", code=ErrorCode.SOURCE_NOT_FOUND)
         return files
 
     async def _matching_objects(self, pattern: str) -> list[str]:
@@ -321,7 +332,7 @@ class _SourceOpener:
         matches = re.compile(translate(pattern)).match
         matching = [uri for uri in await self._s3.objects(literal, matches) if not uri.endswith("/")]
         if not matching:
-            raise SourceError(f"no object matches {pattern}; check the pattern")
+            raise SourceError(f"no object matches {pattern}; check the pattern", code=ErrorCode.SOURCE_NOT_FOUND)
         return matching
 
     async def _inventory(self, name: str) -> Source:
@@ -352,7 +363,8 @@ class _SourceOpener:
         if kinds == [SourceKind.IMAGE]:
             if name.startswith("s3://"):
                 raise SourceError(
-                    f"{name} has the name of a list but is an image; add --source-kind image or --source-kind prefix"
+                    f"{name} has the name of a list but is an image; add --source-kind image or --source-kind prefix",
+                    code=ErrorCode.UNKNOWN_LIST_FORMAT,
                 )
             return ImageSource(name)
         if kinds == [SourceKind.INVENTORY]:
@@ -379,7 +391,9 @@ class _SourceOpener:
                 wants_field=self._options.uri_field is not None,
             )
         except OSError as error:
-            raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
+            raise SourceError(
+                f"can't read {file.label}: {error.strerror}; check its permissions", code=ErrorCode.UNREADABLE_SOURCE
+            ) from error
 
     def _list_part(self, kind: SourceKind, file: _ListFile) -> ListPart:
         from batchcl.sources.archive import local_archive
@@ -395,7 +409,8 @@ class _SourceOpener:
                 if Path(label) != path:
                     raise SourceError(
                         f"{label} is a tar archive, from which images are read later: name the file itself, or the "
-                        "object with --source-kind tar"
+                        "object with --source-kind tar",
+                        code=ErrorCode.UNSUPPORTED_SOURCE,
                     )
                 return local_archive(path, self._stack)
             case SourceKind.MANIFEST:
@@ -404,7 +419,10 @@ class _SourceOpener:
                 return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
             case SourceKind.JSON_LINES:
                 if options.uri_field is None:
-                    raise SourceError(f"the field of {label} that names the image is not known; add --uri-field")
+                    raise SourceError(
+                        f"the field of {label} that names the image is not known; add --uri-field",
+                        code=ErrorCode.UNKNOWN_LIST_FORMAT,
+                    )
                 return LinePart(label, path, FieldParser(options.uri_field, folder))
             case SourceKind.BATCH_CSV:
                 return CsvPart(label, path, batch_row)
@@ -417,7 +435,8 @@ class _SourceOpener:
             case SourceKind.PREFIX | SourceKind.DIRECTORY | SourceKind.IMAGE | SourceKind.INVENTORY:
                 raise SourceError(
                     f"{label} has the kind {kind}, which can't be combined with other files; name it as a SOURCE of "
-                    "its own"
+                    "its own",
+                    code=ErrorCode.UNSUPPORTED_SOURCE,
                 )
 
 
@@ -441,7 +460,7 @@ def _matching_files(pattern: str) -> list[_ListFile]:
     """The files that match a glob. Blocks."""
     files = [_local_file(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not files:
-        raise SourceError(f"no file matches {pattern}; check the pattern")
+        raise SourceError(f"no file matches {pattern}; check the pattern", code=ErrorCode.SOURCE_NOT_FOUND)
     return files
 
 
@@ -449,7 +468,8 @@ def _local_path_kind(name: str) -> _LocalPathKind:
     """What the local name refers to. Blocks. Raises `SourceError` if it does not exist."""
     if "://" in name:
         raise SourceError(
-            f"can't read {name}: unknown scheme; name s3://bucket/prefix, a directory, a file, or - for stdin"
+            f"can't read {name}: unknown scheme; name s3://bucket/prefix, a directory, a file, or - for stdin",
+            code=ErrorCode.UNSUPPORTED_SOURCE,
         )
     try:
         path = Path(name)
@@ -459,9 +479,14 @@ def _local_path_kind(name: str) -> _LocalPathKind:
     except FileNotFoundError as error:
         if _WILDCARD.search(name):
             return _LocalPathKind.GLOB
-        raise SourceError(f"{name} does not exist; check the path, or write s3://bucket/prefix for S3") from error
+        raise SourceError(
+            f"{name} does not exist; check the path, or write s3://bucket/prefix for S3",
+            code=ErrorCode.SOURCE_NOT_FOUND,
+        ) from error
     except OSError as error:
-        raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+        raise SourceError(
+            f"can't read {name}: {error.strerror}; check its permissions", code=ErrorCode.UNREADABLE_SOURCE
+        ) from error
     return _LocalPathKind.FILE
 
 

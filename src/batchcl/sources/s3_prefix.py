@@ -17,7 +17,7 @@ import anyio
 from batchcl.aws.listing import ListingPage, PageReader, open_page_reader
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
-from batchcl.errors import BatchclError, SourceError
+from batchcl.errors import BatchclError, ErrorCode, SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.base import SourceCheck
 from batchcl.sources.deduplication import NO_NAMES
@@ -84,7 +84,10 @@ class S3PrefixSource:
         try:
             self._prefix.encode()
         except UnicodeEncodeError as error:
-            raise SourceError(f"{self.description!r} is not UTF-8, which S3 keys are; check the prefix") from error
+            raise SourceError(
+                f"{self.description!r} is not UTF-8, which S3 keys are; check the prefix",
+                code=ErrorCode.UNSUPPORTED_SOURCE,
+            ) from error
         folders = tuple(f"s3://{self._bucket}/{prefix}" for prefix in self._leave_out)
         return SourceCheck(buckets=frozenset({self._bucket}), excluded_folders=folders)
 
@@ -200,11 +203,15 @@ def _check(page: ListingPage, cursor: str | None, token: str | None, *, is_sorte
     if is_sorted and not in_order:
         raise SourceError(
             f"the server, which identifies itself as S3, lists {keys[0]!r} and the keys after it out of order; use "
-            "--transport aioboto3, which reads one page at a time"
+            "--transport aioboto3, which reads one page at a time",
+            code=ErrorCode.BROKEN_LISTING,
         )
     advances = page.token != token if page.token is not None else bool(keys) and keys[-1] != cursor
     if not page.is_last and not advances:
-        raise SourceError("the server returns the same page of the listing repeatedly; check the endpoint")
+        raise SourceError(
+            "the server returns the same page of the listing repeatedly; check the endpoint",
+            code=ErrorCode.BROKEN_LISTING,
+        )
 
 
 @dataclass(slots=True, eq=False)

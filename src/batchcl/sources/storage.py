@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import s3_error
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import copy_object, is_not_found, object_chunks
 
@@ -60,7 +60,9 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+            raise SourceError(
+                f"can't read {name}: {error.strerror}; check its permissions", code=ErrorCode.UNREADABLE_SOURCE
+            ) from error
         return _checked_size(data, name, max_bytes)
 
     @staticmethod
@@ -73,9 +75,14 @@ class LocalStorage:
                 with path.open("rb") as file:
                     actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             except OSError as error:
-                raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+                raise SourceError(
+                    f"can't read {name}: {error.strerror}; check its permissions", code=ErrorCode.UNREADABLE_SOURCE
+                ) from error
             if actual != md5.lower():
-                raise SourceError(f"{name} is corrupt: its MD5 is {actual}, expected {md5}; download it again")
+                raise SourceError(
+                    f"{name} is corrupt: its MD5 is {actual}, expected {md5}; download it again",
+                    code=ErrorCode.CORRUPT_FILE,
+                )
         return path
 
     @staticmethod
@@ -83,7 +90,9 @@ class LocalStorage:
         try:
             return sorted(entry.name for entry in os.scandir(name or ".") if entry.is_dir())
         except OSError as error:
-            raise SourceError(f"can't read the directory {name}: {error.strerror}; check the path") from error
+            raise SourceError(
+                f"can't read the directory {name}: {error.strerror}; check the path", code=ErrorCode.UNREADABLE_SOURCE
+            ) from error
 
 
 class S3Storage:
@@ -152,5 +161,8 @@ class S3Storage:
 
 def _checked_size(data: bytes, name: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
-        raise SourceError(f"{name} is larger than {max_bytes:,} bytes, too large for such a file; check the path")
+        raise SourceError(
+            f"{name} is larger than {max_bytes:,} bytes, too large for such a file; check the path",
+            code=ErrorCode.UNSUPPORTED_SOURCE,
+        )
     return data

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, Columns, referenced_image
 from batchcl.sources.csv_lists import BUCKET_NAME, Row
@@ -51,7 +51,7 @@ class TablePart:
         try:
             chosen = self._columns.among(available)
         except SourceError as error:
-            raise SourceError(f"{self.name}: {error}") from error
+            raise SourceError(f"{self.name}: {error}", code=error.code) from error
         first = 1
         for frame in batches(self._path, self.name):
             if not frame.height:
@@ -63,7 +63,8 @@ class TablePart:
         for name in chosen.names:
             if not isinstance(frame.schema[name], (pl.String, pl.Categorical, pl.Enum, pl.Null)):
                 raise SourceError(
-                    f"{self.name}: its column {name} has the type {frame.schema[name]}, not text; name another column"
+                    f"{self.name}: its column {name} has the type {frame.schema[name]}, not text; name another column",
+                    code=ErrorCode.UNKNOWN_LIST_FORMAT,
                 )
         image_columns = [
             name
@@ -186,7 +187,8 @@ def _refuse_decompression_bomb(metadata: pq.FileMetaData, name: str) -> None:
             ):
                 raise SourceError(
                     f"{name}: its column {chunk.path_in_schema} decompresses to more than {MAX_EXPANSION} times its "
-                    "size, like a decompression bomb; write the table without that column"
+                    "size, like a decompression bomb; write the table without that column",
+                    code=ErrorCode.CORRUPT_FILE,
                 )
 
 
@@ -231,7 +233,8 @@ def _is_orc(path: Path) -> bool:
 
 def _unreadable(name: str, error: Exception) -> SourceError:
     return SourceError(
-        f"can't read {name}: {first_line(error)}; the file is corrupt or not a table, so create it again"
+        f"can't read {name}: {first_line(error)}; the file is corrupt or not a table, so create it again",
+        code=ErrorCode.CORRUPT_FILE,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
-from batchcl.errors import UsageError
+from batchcl.errors import ErrorCode, UsageError
 from batchcl.images import ImageRef, escape_name
 from batchcl.sources.base import Source
 
@@ -55,7 +55,7 @@ class Condition:
         self._option = option
         self._example = example
         if not text.strip():
-            raise UsageError(f"{option} is empty; write a condition such as {example}")
+            raise UsageError(f"{option} is empty; write a condition such as {example}", code=ErrorCode.INVALID_QUERY)
         self.names = frozenset(_names(text, option))
 
     def __repr__(self) -> str:
@@ -70,11 +70,15 @@ class Condition:
             dtype = self._evaluate(pl.DataFrame(schema=dict(schema))).dtype
         except pl.exceptions.PolarsError as error:
             columns = ", ".join(schema if known is None else known)
-            raise UsageError(f"{self._option} {self.text!r}: {_reason(error)}; the columns are {columns}") from error
+            raise UsageError(
+                f"{self._option} {self.text!r}: {_reason(error)}; the columns are {columns}",
+                code=ErrorCode.INVALID_QUERY,
+            ) from error
         if dtype not in (pl.Boolean, pl.Null):
             raise UsageError(
                 f"{self._option} {self.text!r} has the type {dtype}, not Boolean; write a comparison such as "
-                f"{self._example}"
+                f"{self._example}",
+                code=ErrorCode.INVALID_QUERY,
             )
 
     def matches(self, frame: pl.DataFrame) -> pl.Series:
@@ -87,7 +91,8 @@ class Condition:
             return self._evaluate(frame).cast(pl.Boolean).fill_null(value=False)
         except pl.exceptions.PolarsError as error:
             raise UsageError(
-                f"{self._option} {self.text!r}: {_reason(error)}; use TRY_CAST, which returns null for invalid values"
+                f"{self._option} {self.text!r}: {_reason(error)}; use TRY_CAST, which returns null for invalid values",
+                code=ErrorCode.INVALID_QUERY,
             ) from error
 
     def _evaluate(self, frame: pl.DataFrame) -> pl.Series:
@@ -101,7 +106,9 @@ def _names(text: str, option: str) -> Iterator[str]:
     """The words in `text` that may be columns. Raises `UsageError` if `text` is not a condition."""
     tokens = list(_tokens(text, option))
     if not _is_balanced([token for _, token in tokens]):
-        raise UsageError(f"{option} {text!r}: its parentheses are not balanced; add or remove one")
+        raise UsageError(
+            f"{option} {text!r}: its parentheses are not balanced; add or remove one", code=ErrorCode.INVALID_QUERY
+        )
     for (kind, token), (_, following) in zip(tokens, [*tokens[1:], ("", "")], strict=True):
         word = token.lower()
         if kind == "quoted":
@@ -110,10 +117,16 @@ def _names(text: str, option: str) -> Iterator[str]:
         if kind not in {"word", "quoted"}:
             continue
         if word in _REFUSED.split():
-            raise UsageError(f"{option} {text!r}: {token} is not allowed in a condition on one row; {_ADVICE}")
+            raise UsageError(
+                f"{option} {text!r}: {token} is not allowed in a condition on one row; {_ADVICE}",
+                code=ErrorCode.INVALID_QUERY,
+            )
         if following == "(" and word not in f"{_FUNCTIONS} {_BEFORE_PARENTHESIS}".split():
             allowed = ", ".join(_FUNCTIONS.split())
-            raise UsageError(f"{option} {text!r}: the function {token} is not allowed; allowed are {allowed}")
+            raise UsageError(
+                f"{option} {text!r}: the function {token} is not allowed; allowed are {allowed}",
+                code=ErrorCode.INVALID_QUERY,
+            )
         if kind == "word":
             yield token
 
@@ -125,10 +138,15 @@ def _tokens(text: str, option: str) -> Iterator[tuple[str, str]]:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None or match["operator"] in {"--", "/*"}:
-            raise UsageError(f"{option} {text!r}: {text[at : at + 10]!r} is not allowed in a condition; {_ADVICE}")
+            raise UsageError(
+                f"{option} {text!r}: {text[at : at + 10]!r} is not allowed in a condition; {_ADVICE}",
+                code=ErrorCode.INVALID_QUERY,
+            )
         kind = match.lastgroup or ""
         if kind == "text" and previous in {"word", "text", "quoted", "number"}:
-            raise UsageError(f"{option} {text!r}: a space is missing before {match[0][:20]}")
+            raise UsageError(
+                f"{option} {text!r}: a space is missing before {match[0][:20]}", code=ErrorCode.INVALID_QUERY
+            )
         if kind != "space":
             yield kind, match[0]
         previous = kind

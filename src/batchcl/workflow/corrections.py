@@ -20,7 +20,7 @@ from batchcl.annotations import AnnotatedImage, BadEntry, annotation_format, mat
 from batchcl.annotations.references import is_relative, resolve_references
 from batchcl.arns import DatasetArn
 from batchcl.aws.datasets import dataset_entries
-from batchcl.errors import SourceError, UsageError
+from batchcl.errors import ErrorCode, SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, TruthBox, detection_attribute, parse_line
 from batchcl.images import SkipReason
 from batchcl.sources.base import parse_s3_uri
@@ -102,10 +102,13 @@ def _compare(
     path: Path, existing: Mapping[str, GroundTruth | None], relative_to: str | None, to: S3Folder | None, dataset: str
 ) -> Corrections:
     if path.is_dir():
-        raise UsageError(f"{path} is a directory; pass it without --from")
+        raise UsageError(f"{path} is a directory; pass it without --from", code=ErrorCode.CONFLICTING_OPTIONS)
     if annotation_format(path, str(path)) is None:
         if relative_to is not None:
-            raise UsageError(f"--relative-to does not apply to the manifest {path}, whose names are URIs or paths")
+            raise UsageError(
+                f"--relative-to does not apply to the manifest {path}, whose names are URIs or paths",
+                code=ErrorCode.CONFLICTING_OPTIONS,
+            )
         local, unlabelled = read_local(path), 0
     else:
         local, unlabelled = _read_foreign(path, existing, relative_to, to)
@@ -166,13 +169,15 @@ def _check_dataset(dataset: str, existing: Mapping[str, object], entries: Sequen
     if known is not None and (others := buckets - {known}):
         raise SourceError(
             f"a dataset can only have images of one bucket: those of {dataset} are in {known}, and the file has images "
-            f"in {', '.join(sorted(others))}. Copy them to {known}."
+            f"in {', '.join(sorted(others))}. Copy them to {known}.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
     new = sum(entry.uri not in existing for entry in entries)
     if len(existing) + new > MAX_LINES:
         raise SourceError(
             f"{dataset} has {len(existing):,} entries, and {new:,} would be added; a dataset can have at most "
-            f"{MAX_LINES:,}. Remove some."
+            f"{MAX_LINES:,}. Remove some.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
 
 
@@ -211,7 +216,7 @@ def _read_foreign(
         entries.append(entry)
     if not entries and (skipped or not unlabelled):
         why = f": {len(skipped):,} can't be used: {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        raise SourceError(f"{path} has no image that can be used{why}")
+        raise SourceError(f"{path} has no image that can be used{why}", code=ErrorCode.UNUSABLE_IMAGES)
     return LocalDataset(tuple(entries), tuple(skipped)), unlabelled
 
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, describe_dataset, update_entries
-from batchcl.errors import BatchclError, SourceError, UsageError
+from batchcl.errors import BatchclError, ErrorCode, SourceError, UsageError
 from batchcl.groundtruth import DETECTION, attribute_types
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import copy_object
@@ -57,7 +57,8 @@ def refuse_skipped(local: LocalDataset) -> None:
     more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
     raise SourceError(
         f"{len(local.skipped)} files or lines can't be used: {shown}{more}. Fix or remove them, or skip them with "
-        "--skip-invalid."
+        "--skip-invalid.",
+        code=ErrorCode.UNUSABLE_IMAGES,
     )
 
 
@@ -82,13 +83,15 @@ async def check_manifest(s3: Any, manifest: S3Location) -> None:
     if bad:
         raise SourceError(
             f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}. Correct them, or skip them: "
-            "download the manifest and pass the file with --upload-to and --skip-invalid."
+            "download the manifest and pass the file with --upload-to and --skip-invalid.",
+            code=ErrorCode.UNUSABLE_IMAGES,
         )
     if unfinished:
         raise SourceError(
             f"{len(unfinished)} lines of {manifest} can't be used as they are, for example {unfinished[0]}: a "
             "confidence or another required field is missing, or one attribute has several labels. Download the "
-            "manifest and pass the file with --upload-to, which converts it."
+            "manifest and pass the file with --upload-to, which converts it.",
+            code=ErrorCode.UNUSABLE_IMAGES,
         )
 
 
@@ -100,11 +103,13 @@ def check_labels(local: LocalDataset) -> None:
         names = ", ".join(labels) or "none"
         raise SourceError(
             f"a model for image-level labels needs at least two labels; the images have: {names}. Add images with "
-            "another label."
+            "another label.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
     if len(labels) > MAX_LABELS:
         raise SourceError(
-            f"the images have {len(labels)} labels; a model can have at most {MAX_LABELS}. Remove some labels."
+            f"the images have {len(labels)} labels; a model can have at most {MAX_LABELS}. Remove some labels.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
 
 
@@ -209,7 +214,8 @@ async def add_local(
     if local.divided:
         raise UsageError(
             "the images are divided into train and test. Add each of the two folders to its dataset of "
-            f"{dataset.project}."
+            f"{dataset.project}.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
     if to is not None:
         _check_buckets(local, to)
@@ -234,7 +240,8 @@ def _check_buckets(local: LocalDataset, to: S3Folder) -> None:
     if others and _images(local.entries):
         raise SourceError(
             f"a dataset can only have images of one bucket: images of the manifest are in {', '.join(sorted(others))}, "
-            f"and local ones would be uploaded to {to.bucket}. Upload them to the same bucket."
+            f"and local ones would be uploaded to {to.bucket}. Upload them to the same bucket.",
+            code=ErrorCode.UNSUITABLE_DATASET,
         )
 
 
@@ -244,7 +251,8 @@ def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -
         if kind is not None or test_share is not None:
             raise UsageError(
                 "the images are already divided into train and test. Name only the project, without --test-share, or "
-                "pass one of the two folders."
+                "pass one of the two folders.",
+                code=ErrorCode.CONFLICTING_OPTIONS,
             )
         return {each: tuple(entry for entry in entries if entry.kind == each) for each in ("train", "test")}
     if (kind is None) == (test_share is None):
@@ -256,7 +264,10 @@ def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -
         raise UsageError(f"--test-share {test_share:g} is out of range: it must be between 0 and 1, such as 0.2.")
     train, test = split_entries(entries, test_share)
     if not test:
-        raise SourceError("the images can't be split: no label has two different images. Add images.")
+        raise SourceError(
+            "the images can't be split: no label has two different images. Add images.",
+            code=ErrorCode.UNSUITABLE_DATASET,
+        )
     return {"train": train, "test": test}
 
 

@@ -18,7 +18,7 @@ from batchcl.aws.buckets import s3_error
 from batchcl.aws.datasets import S3Location
 from batchcl.aws.errors import error_code
 from batchcl.aws.models import Model
-from batchcl.errors import ModelError, SourceError
+from batchcl.errors import ErrorCode, ModelError, SourceError
 from batchcl.groundtruth import parse_line
 
 __all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluate_model", "evaluation_of"]
@@ -123,7 +123,9 @@ async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
     """
     if model.summary is None:
         reason = f": {model.message}" if model.message else ""
-        raise ModelError(f"{model.name} has no evaluation because it is {model.status}{reason}")
+        raise ModelError(
+            f"{model.name} has no evaluation because it is {model.status}{reason}", code=ErrorCode.MODEL_NOT_TRAINED
+        )
     summary = await _read_object(s3, model.summary)
     lines: list[bytes] = []
     for manifest in model.testing_manifests:
@@ -165,7 +167,10 @@ async def _read_object(s3: Any, uri: str) -> bytes:
             data: bytes = await body.read()
     except ClientError as error:
         if error_code(error) in {"NoSuchKey", "404"}:
-            raise SourceError(f"reading {uri} failed: the object does not exist. It was deleted or moved.") from error
+            raise SourceError(
+                f"reading {uri} failed: the object does not exist. It was deleted or moved.",
+                code=ErrorCode.SOURCE_NOT_FOUND,
+            ) from error
         raise s3_error(error, f"reading {uri}", where.bucket) from error
     except BotoCoreError as error:
         raise s3_error(error, f"reading {uri}", where.bucket) from error
@@ -297,9 +302,11 @@ def _load(data: bytes, what: str) -> dict[str, Any]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise SourceError(f"{what} can't be read: it is not valid JSON: {error}") from error
+        raise SourceError(
+            f"{what} can't be read: it is not valid JSON: {error}", code=ErrorCode.CORRUPT_FILE
+        ) from error
     if not isinstance(document, dict):
-        raise SourceError(f"{what} can't be read: it is not a JSON object")
+        raise SourceError(f"{what} can't be read: it is not a JSON object", code=ErrorCode.CORRUPT_FILE)
     return document
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from batchcl.annotations import FORMATS, annotation_format, labelled_files
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import GroundTruth, parse_line
 from batchcl.image_header import check_bytes
 from batchcl.images import MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escape_name
@@ -172,12 +172,14 @@ def read_local(path: str | os.PathLike[str]) -> LocalDataset:
     elif location.is_file():
         local = _from_list(location)
     else:
-        raise SourceError(f"reading {location} failed: no such directory or file. Check the path.")
+        raise SourceError(
+            f"reading {location} failed: no such directory or file. Check the path.", code=ErrorCode.SOURCE_NOT_FOUND
+        )
     if not local.entries:
         first = local.skipped[0] if local.skipped else None
         reason = f": {len(local.skipped)} can't be used: {first.path}: {first.reason}" if first else ""
         advice = ". A directory needs a folder for each label." if location.is_dir() else ""
-        raise SourceError(f"{location} has no image that can be used{reason}{advice}")
+        raise SourceError(f"{location} has no image that can be used{reason}{advice}", code=ErrorCode.UNUSABLE_IMAGES)
     return local
 
 
@@ -208,7 +210,7 @@ def check_file(manifest: Path, name: str) -> tuple[list[str], list[str]]:
             if is_unfinished(attributes):
                 unfinished.append(f"line {number}")
     if len(buckets) > 1:
-        raise SourceError(_several_buckets(name, sorted(buckets)))
+        raise SourceError(_several_buckets(name, sorted(buckets)), code=ErrorCode.UNSUITABLE_DATASET)
     return bad, unfinished
 
 
@@ -272,7 +274,8 @@ def _from_list(path: Path) -> LocalDataset:
     if (form := annotation_format(path, str(path))) is not None:
         raise SourceError(
             f"reading {path} failed: it is a file of {FORMATS[form]}, not a manifest. Create the dataset without "
-            "images, and add them with `batchcl dataset update DATASET --from FILE`."
+            "images, and add them with `batchcl dataset update DATASET --from FILE`.",
+            code=ErrorCode.INVALID_ANNOTATIONS,
         )
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
@@ -299,9 +302,12 @@ def _from_list(path: Path) -> LocalDataset:
             entries.append(DatasetEntry(image=image, uri=None, labels=labels, attributes=attributes))
     if len(buckets) > 1:
         counts = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
-        raise SourceError(_several_buckets(str(path), counts))
+        raise SourceError(_several_buckets(str(path), counts), code=ErrorCode.UNSUITABLE_DATASET)
     if len(entries) > MAX_LINES:
-        raise SourceError(f"{path} has {len(entries):,} images; a dataset can have at most {MAX_LINES:,}. Remove some.")
+        raise SourceError(
+            f"{path} has {len(entries):,} images; a dataset can have at most {MAX_LINES:,}. Remove some.",
+            code=ErrorCode.UNSUITABLE_DATASET,
+        )
     return LocalDataset(tuple(entries), tuple(skipped))
 
 

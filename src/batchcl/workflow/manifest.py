@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from batchcl.errors import SourceError
+from batchcl.errors import ErrorCode, SourceError
 from batchcl.groundtruth import METADATA, MULTILABEL, SINGLE_LABEL, GroundTruth, attribute_types, selected_attributes
 from batchcl.image_header import MAX_SIDE, MIN_SIDE
 
@@ -41,18 +41,23 @@ def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
     """
     kinds = attribute_types(attributes)
     if any(kind.startswith(_VIDEO) for kind in kinds.values()):
-        raise SourceError("it is a line of a video manifest; Custom Labels only accepts images. Label single frames.")
+        raise SourceError(
+            "it is a line of a video manifest; Custom Labels only accepts images. Label single frames.",
+            code=ErrorCode.MALFORMED_MANIFEST,
+        )
     truth.require_good_labels()
     chosen = selected_attributes(attributes)
     if kinds and not chosen:
         types = ", ".join(f"{name} of type {kind}" for name, kind in kinds.items())
         raise SourceError(
-            f"it has no labels that Custom Labels supports, only {types}. Use image or bounding box labels."
+            f"it has no labels that Custom Labels supports, only {types}. Use image or bounding box labels.",
+            code=ErrorCode.MALFORMED_MANIFEST,
         )
     for label in truth.labels:
         if len(label) > _MAX_LABEL_LENGTH:
             raise SourceError(
-                f"the label {label[:40]!r}… has {len(label)} characters; at most {_MAX_LABEL_LENGTH} are allowed"
+                f"the label {label[:40]!r}… has {len(label)} characters; at most {_MAX_LABEL_LENGTH} are allowed",
+                code=ErrorCode.MALFORMED_MANIFEST,
             )
     if truth.task == "detection":
         _check_boxes(truth)
@@ -61,7 +66,7 @@ def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
             _check_confidences(name, attributes[name + METADATA].get(what))
     line = manifest_line("", labels=(), attributes=attributes, created=dt.datetime.now(dt.UTC))
     if len(line) + len(truth.source_ref) > _MAX_LINE_LENGTH:
-        raise SourceError(f"it has more than {_MAX_LINE_LENGTH:,} characters")
+        raise SourceError(f"it has more than {_MAX_LINE_LENGTH:,} characters", code=ErrorCode.MALFORMED_MANIFEST)
 
 
 def is_unfinished(attributes: Mapping[str, Any]) -> bool:
@@ -157,23 +162,32 @@ def _check_boxes(truth: GroundTruth) -> None:
     if not truth.boxes:
         return
     if truth.image_size is None:
-        raise SourceError("its boxes can't be used: there is no image_size with width and height")
+        raise SourceError(
+            "its boxes can't be used: there is no image_size with width and height", code=ErrorCode.MALFORMED_MANIFEST
+        )
     wide, high = truth.image_size
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in truth.image_size):
-        raise SourceError(f"its image_size is {wide} by {high} pixels; {MIN_SIDE} to {MAX_SIDE} per side are allowed")
+        raise SourceError(
+            f"its image_size is {wide} by {high} pixels; {MIN_SIDE} to {MAX_SIDE} per side are allowed",
+            code=ErrorCode.MALFORMED_MANIFEST,
+        )
     if len(truth.boxes) > _MAX_BOXES:
-        raise SourceError(f"it has {len(truth.boxes)} boxes; at most {_MAX_BOXES} are allowed")
+        raise SourceError(
+            f"it has {len(truth.boxes)} boxes; at most {_MAX_BOXES} are allowed", code=ErrorCode.MALFORMED_MANIFEST
+        )
     for box in truth.boxes:
         right, bottom = box.left + box.width, box.top + box.height
         if min(box.left, box.top) < 0 or right > wide + _TOLERANCE_PIXELS or bottom > high + _TOLERANCE_PIXELS:
             raise SourceError(
                 f"a box of {box.label!r} from ({box.left:g}, {box.top:g}) to ({right:g}, {bottom:g}) is outside of "
-                f"the image of {wide} by {high} pixels"
+                f"the image of {wide} by {high} pixels",
+                code=ErrorCode.MALFORMED_MANIFEST,
             )
         if min(box.width, box.height) * min(1.0, _RESIZED_SIDE / max(wide, high)) <= 1:
             raise SourceError(
                 f"a box of {box.label!r} is {box.width:g} by {box.height:g} pixels of {wide} by {high}: too small to "
-                "train with"
+                "train with",
+                code=ErrorCode.MALFORMED_MANIFEST,
             )
 
 
@@ -185,4 +199,6 @@ def _check_confidences(name: str, given: Any) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise SourceError(f"the confidence of {name!r} is {value!r}; it must be from 0 to 1")
+            raise SourceError(
+                f"the confidence of {name!r} is {value!r}; it must be from 0 to 1", code=ErrorCode.MALFORMED_MANIFEST
+            )

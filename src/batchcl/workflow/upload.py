@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.buckets import check_bucket, s3_error
 from batchcl.aws.errors import S3_DENIED, error_code
 from batchcl.concurrency import gather
-from batchcl.errors import BatchclError, CredentialsError, SourceError
+from batchcl.errors import BatchclError, CredentialsError, ErrorCode, SourceError
 from batchcl.workflow.local import LocalImage
 
 __all__ = ["S3Folder", "Uploaded", "have_bucket", "put_object", "upload_images"]
@@ -36,7 +36,9 @@ class S3Folder:
         """Read `s3://bucket` or `s3://bucket/prefix`; raises `SourceError`."""
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         if not text.startswith("s3://") or not bucket:
-            raise SourceError(f"{text!r} is not a location in S3. Expected s3://bucket/prefix.")
+            raise SourceError(
+                f"{text!r} is not a location in S3. Expected s3://bucket/prefix.", code=ErrorCode.INVALID_TARGET
+            )
         return cls(bucket, prefix.strip("/"))
 
     def key(self, name: str) -> str:
@@ -143,9 +145,15 @@ async def _read(image: LocalImage) -> bytes:
     try:
         data = await anyio.Path(image.path).read_bytes()
     except OSError as error:
-        raise SourceError(f"uploading {image.path} failed: reading it failed: {error.strerror or error}") from error
+        raise SourceError(
+            f"uploading {image.path} failed: reading it failed: {error.strerror or error}",
+            code=ErrorCode.UNREADABLE_SOURCE,
+        ) from error
     if len(data) != image.size_bytes:
-        raise SourceError(f"uploading {image.path} failed: the file has changed meanwhile. Repeat the command.")
+        raise SourceError(
+            f"uploading {image.path} failed: the file has changed meanwhile. Repeat the command.",
+            code=ErrorCode.SOURCE_CHANGED,
+        )
     return data
 
 

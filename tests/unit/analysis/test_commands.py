@@ -89,7 +89,7 @@ def test_control_characters_of_keys_in_an_error_are_escaped(
     refused = cli("evaluate", root, "--truth", truth)
     assert refused.code == 2
     assert r"the 1 results have s3://b/\x1b[31m\u202e.png; the URIs must be equal" in refused.err
-    assert refused.err.count("\n") == 1
+    assert refused.sentence.count("\n") == 1
 
 
 def test_a_root_without_a_scored_image_is_not_evaluated(
@@ -99,7 +99,7 @@ def test_a_root_without_a_scored_image_is_not_evaluated(
     truth = tmp_path / "truth.manifest"
     truth.write_bytes(orjson.dumps(line("s3://b/a.png", "cat")))
     refused = cli("evaluate", root, "--truth", truth)
-    assert (refused.code, refused.err) == (
+    assert (refused.code, refused.sentence) == (
         2,
         "batchcl: the results have no scored image; `batchcl failures` lists the reasons\n",
     )
@@ -115,7 +115,7 @@ def test_several_models_are_refused_in_one_line(
     for command in (["evaluate", root, "--truth", truth], ["export", "coco", root, "--out", tmp_path / "coco"]):
         refused = cli(*command)
         assert refused.code == 2
-        assert refused.err.count("\n") == 1
+        assert refused.sentence.count("\n") == 1
         assert "the results are from 2 models" in refused.err
 
 

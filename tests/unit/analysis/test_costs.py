@@ -170,7 +170,7 @@ def test_python_has_the_same(root: Path) -> None:
 
 def test_no_root_and_contradicting_options_are_refused(root: Path, cli: Callable[..., CommandResult]) -> None:
     nothing = cli("costs", root.parent / "nothing")
-    assert (nothing.code, nothing.err.count("\n")) == (5, 1)
+    assert (nothing.code, nothing.sentence.count("\n")) == (5, 1)
     both = cli("costs", root, "--reconcile", "--by", "run")
     assert (both.code, "leave out --by" in both.err) == (2, True)
 

@@ -144,7 +144,7 @@ def test_the_command_reports_what_has_no_picture(
         assert [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)] == rows
     assert orjson.dumps(rows)
     again = cli("show", shown, "--out", "pictures", cwd=tmp_path)
-    assert (again.code, again.err) == (
+    assert (again.code, again.sentence) == (
         2,
         "batchcl: --out pictures is not empty, and its files are not overwritten; name a new directory\n",
     )
@@ -196,7 +196,7 @@ def test_bad_arguments_are_refused(
     done = cli("show", shown, "--out", "pictures", *options, cwd=tmp_path)
     assert done.code == 2
     assert reason in done.err
-    assert done.err.count("\n") == 1
+    assert done.sentence.count("\n") == 1
     assert not (tmp_path / "pictures").exists()
 
 
