@@ -57,7 +57,7 @@ installed: $(STAMP)  ## install wheel and sdist with pip, uv and pipx, with each
 	@$(VENV)-installers/bin/python -m pip install --quiet --disable-pip-version-check pipx uv
 	@BATCHCL_INSTALLERS=$(VENV)-installers/bin $(BIN)/python -m pytest tests/installed
 
-foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
+foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, and tables with Spark, in a virtual environment of their own; needs Java 17
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign

@@ -1,6 +1,6 @@
 """docs/reading.md: what other software reads equals what `open_results` reads, and Athena's tables have our columns.
 
-The SQL of the page runs in DuckDB, Athena's too except for its CREATE TABLE. Spark's was run by hand.
+The SQL of the page runs in DuckDB, Athena's too except for its CREATE TABLE. tests/foreign runs Spark's.
 """
 
 from __future__ import annotations
@@ -45,11 +45,9 @@ def blocks_with(kind: str, *words: str) -> list[str]:
     return [block for block in blocks(kind) if any(word in block for word in words)]
 
 
-@pytest.fixture
-def nights(tmp_path, monkeypatch):
-    """The root `out` in the working directory, with repeated images, versions, retries and a retrained model."""
-    monkeypatch.chdir(tmp_path)
-    root = Root(tmp_path / "out", model="digits@v1", date="2026-11-20", run_id="first")
+def three_nights(folder: Path) -> Root:
+    """The root `out` in `folder`, with repeated images, versions, retries and a retrained model."""
+    root = Root(folder / "out", model="digits@v1", date="2026-11-20", run_id="first")
     root.results(
         scored("s3://b/again.jpg", CAT),
         scored("s3://b/once.jpg", CAT, DOG),
@@ -72,6 +70,12 @@ def nights(tmp_path, monkeypatch):
         scored("s3://b/again.jpg", DOG, at=NOON + 2 * day), date="2026-11-22", run_id="third", model_arn=retrained
     )
     return root
+
+
+@pytest.fixture
+def nights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return three_nights(tmp_path)
 
 
 def rows(frame: pl.DataFrame, columns: list[str]) -> list[Any]:
