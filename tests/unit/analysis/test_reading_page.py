@@ -100,6 +100,8 @@ def test_views_in_duckdb_equal_the_methods_of_results(nights):
         columns = [name for name in expected.columns if name not in {"scored_at", "failed_at"}]
         assert rows(found, columns) == rows(expected, columns)
     assert set(results.failures().collect()["uri"]) == {"s3://b/never.jpg", "s3://b/once.jpg"}
+    plan = engine.execute("EXPLAIN ANALYZE SELECT * FROM images WHERE model = 'none'").fetchall()[0][1]
+    assert "Scanning Files: 0/" in plan, "a condition on the model selects folders"
     engine.execute("SELECT count(*) FROM detections WHERE confidence >= CAST(70.1 AS REAL)")
     assert engine.fetchone() == (7,)
 
