@@ -68,7 +68,7 @@ dist: $(STAMP) $(TOOLS)/.installed  ## build sdist and wheel in dist/, check the
 installed: $(STAMP) $(TOOLS)/.installed  ## install wheel and sdist with pip, uv and pipx, with each extra, and try every command; needs a package index
 	@BATCHCL_INSTALLERS=$(TOOLS)/bin $(BIN)/python -m pytest tests/installed/test_installed.py
 
-foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, in a virtual environment of their own
+foreign: $(STAMP)  ## read exports with Label Studio's SDK, supervision and datumaro, and tables with Spark, in a virtual environment of their own; needs Java 17
 	@test -x $(VENV)-foreign/bin/python || $(PYTHON) -m venv $(VENV)-foreign
 	@$(VENV)-foreign/bin/python -m pip install --quiet --disable-pip-version-check -r tests/foreign/requirements.txt
 	@BATCHCL_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(BIN)/python -m pytest --capture=no tests/foreign

@@ -2,7 +2,8 @@
 
 Lines that start with `$ batchcl` in ```console blocks are run in a directory with the files of `batchcl demo`, with the
 emulator and a local S3 in place of AWS; the pages in TYPED_ELSEWHERE have tests of their own. ```python blocks of
-README.md and docs/analysis.md are run too. Every `batchcl …` in code must be an existing command with existing flags.
+README.md and docs/analysis.md are run too; those of cookbook.md by test_workflow.py, of reading.md by
+test_reading_page.py. Every `batchcl …` in code must be an existing command with existing flags.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ PAGES = [
 OUTPUT = ROOT / "docs" / "output.md"
 BUCKETS = ("acme-photos", "acme-tables")
 SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
-TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md"}
+TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md", "cookbook.md"}
 """Their commands depend on each other, and their output is compared: see test_workflow.py and test_exchange_page.py."""
 
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
-"""docs/workflow.md and docs/improving.md are real sessions: their commands are run, and their output is compared.
+"""Pages that are real sessions: their commands and scripts are run, and their output is compared.
 
-Times, ids, speeds and states on the way differ from day to day and are masked on both sides; nothing else is. With
-UPDATE_DOCS=1 in the environment the page is written instead: read what has changed in it.
+Times, ids, speeds, costs and states on the way differ from day to day and are masked on both sides; nothing else is.
+With UPDATE_DOCS=1 in the environment the page is written instead: read what has changed in it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from commands import run_command
 from servers import aws_env, client, serving
+from unit.emulator.harness import serving_here
 
 DOCS = Path(__file__).parents[2] / "docs"
 _DECIMAL = re.compile(r"\d+\.\d+")
@@ -35,6 +37,10 @@ _MASKS = [
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the progress line, every ten seconds
         (r"TIME \S+ is [A-Z_]+\n", ""),
         (r"(?m)^(seconds|images_per_second|cost_usd) .*\n", ""),
+        (r"(?m)^(2026-11-2\d .* -  +\d+) .*$", r"\1"),  # seconds, speed and cost of `runs`
+        (r"(?m)^\d{4}-\d\d  .*$", "MONTH"),  # dollars of `costs`
+        (r"total: \$[\d.]+", "TOTAL"),
+        (r"not billed: .*|(?m:^[1-5]  .* (?:assumed|measured) .*$)", "ESTIMATE"),  # of `plan`
         (r"(?m)^\d{3}-\S+ .*\n", ""),  # rows of `show`, whose confidences are rounded to one decimal
         (r"TIME learned rate: .*\n", ""),  # only reported by runs of some seconds
         (r"TIME calls start at .*", "PACE"),
@@ -97,6 +103,21 @@ def here(tmp_path, monkeypatch, clean_env, seaweed) -> Iterator[Path]:
         yield tmp_path
 
 
+@pytest.fixture
+def demo_here(tmp_path, monkeypatch, clean_env, demo) -> Iterator[Path]:
+    """A directory with the demo's images, two that are broken, and an emulator with its model as AWS."""
+    images = tmp_path / "demo" / "images"
+    shutil.copytree(demo.data.images, images)
+    shutil.copy(demo.data.truth, tmp_path / "demo")
+    (images / "00150-cut-off.png").write_bytes((images / "00150.png").read_bytes()[:100])
+    (images / "00150-empty.jpg").touch()
+    with serving_here(demo.state, tps_per_unit=100, account_tps=100) as endpoint:
+        for name, value in (clean_env | aws_env(endpoint)).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield tmp_path
+
+
 def arn_of(model: str, endpoint: str) -> str:
     project, _, version = model.partition("@")
     rekognition = client("rekognition", endpoint)
@@ -105,22 +126,25 @@ def arn_of(model: str, endpoint: str) -> str:
     return str(versions["ProjectVersionDescriptions"][0]["ProjectVersionArn"])
 
 
-@pytest.mark.parametrize("name", ["workflow.md", "improving.md"])
-def test_the_page_is_a_real_session(here, name):
+@pytest.mark.parametrize(
+    ("name", "directory"), [("workflow.md", "here"), ("improving.md", "here"), ("cookbook.md", "demo_here")]
+)
+def test_the_page_is_a_real_session(request, name, directory):
+    here: Path = request.getfixturevalue(directory)
     endpoint = os.environ["AWS_ENDPOINT_URL_REKOGNITION"]
     page = (DOCS / name).read_text()
     for command, script, expected in session(DOCS / name):
         if script:
-            assert_alike(executed(script), expected, script)
-            continue
-        line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
-        ended = run_command(line)
-        said = ended.both
-        assert ended.code == 0, f"$ batchcl {command}\n{said}"
-        if os.environ.get("UPDATE_DOCS"):
-            before = f"$ batchcl {command}\n"
-            page = page.replace(f"{before}{expected}", before + said.replace(f"{here}/", ""), 1)
+            before, said = f"{script}```\n\n```text\n", executed(script)
         else:
-            assert_alike(masked(said, here), masked(expected, here), f"$ batchcl {command}")
+            before = f"$ batchcl {command}\n"
+            line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
+            ended = run_command(line)
+            said = ended.both
+            assert ended.code == 0, before + said
+        if os.environ.get("UPDATE_DOCS"):
+            page = page.replace(before + expected, before + said.replace(f"{here}/", ""), 1)
+        else:
+            assert_alike(masked(said, here), masked(expected, here), before)
     if os.environ.get("UPDATE_DOCS"):
         (DOCS / name).write_text(page)

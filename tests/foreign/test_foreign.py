@@ -1,4 +1,4 @@
-"""The tools that exports are for read them, and batchcl reads what the tools write.
+"""The tools that exports are for read them, and batchcl reads what the tools write. Spark reads the tables.
 
 `make foreign` runs these tests with a virtual environment of their own, because the tools' requirements conflict with
 batchcl's. `tools.py` is what runs there.
@@ -26,6 +26,7 @@ from batchcl.groundtruth import TruthBox
 from batchcl.outcomes import Label, Scored
 from batchcl.sources.base import local_image
 from unit.analysis.conftest import NOON, Root
+from unit.analysis.test_reading_page import PAGE, three_nights
 
 TOOLS = Path(__file__).with_name("tools.py")
 SIZE = (200, 100)
@@ -171,3 +172,14 @@ def test_what_datumaro_writes_is_read(photos, tmp_path):
         assert {name: each.truth.boxes for name, each in images_of(path).items()} == boxes
     (tags,) = (tmp_path / "cvat-tags").glob("*.xml")
     assert {name: each.truth.labels for name, each in images_of(tags).items()} == {"a/1.png": ("dog",)}
+
+
+def test_spark_and_pandas_read_the_tables_as_docs_reading_says(tmp_path):
+    results = open_results(str(three_nights(tmp_path)))
+    views = {"images": results.images(), "detections": results.detections(), "unresolved": results.failures()}
+    columns = ["uri", "version_id", "run_id", "model", "date"]
+    assert foreign("spark", PAGE, tmp_path, *columns) == {
+        name: sorted([str(value) for value in row] for row in frame.select(columns).collect().rows())
+        for name, frame in views.items()
+    }
+    assert foreign("pandas", PAGE, tmp_path) == 8

@@ -8,14 +8,17 @@ The result is JSON, on the last line of stdout.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("datumaro", "label-studio-sdk", "supervision")}
+    return {name: version(name) for name in ("datumaro", "label-studio-sdk", "pandas", "pyspark", "supervision")}
 
 
 def supervision_coco(folder: str, images: str) -> Any:
@@ -101,6 +104,34 @@ def label_studio(folder: str, out: str) -> Any:
         converter.convert_to_coco(str(exported), f"{out}/coco", is_dir=False)
     converter.convert_to_json_min(str(exported), out, is_dir=False)
     return [error for each in errors for error in each]
+
+
+def spark(page: str, folder: str, *columns: str) -> dict[str, list[list[str]]]:
+    """Rows of the views of `page`, a page with blocks of Python and SQL, over the root `out` in `folder`."""
+    os.chdir(folder)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", Path(page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for kind, code in blocks:
+        if kind == "python" and "spark" in code:
+            exec(code, names)
+    assert names["night"].columns[-2:] == ["model", "date"]
+    views: dict[str, str] = {}
+    for kind, code in blocks:
+        if kind == "sql" and (found := re.match(r"CREATE OR REPLACE (?:TEMPORARY )?VIEW (\w+)", code)):
+            views.setdefault(found[1], code.replace("REPLACE VIEW", "REPLACE TEMPORARY VIEW"))
+    for name in ("images", "detections", "unresolved"):
+        names["spark"].sql(views[name])
+    return {
+        name: sorted([str(value) for value in row] for row in names["spark"].table(name).select(*columns).collect())
+        for name in views
+    }
+
+
+def pandas(page: str, folder: str) -> int:
+    """The number of rows that the line of `page` reads."""
+    os.chdir(folder)
+    line = re.findall(r"`(pandas\.read_parquet\(.*\))`", Path(page).read_text(encoding="utf-8"))[0]
+    return len(eval(line, {"pandas": import_module("pandas")}))
 
 
 if __name__ == "__main__":
