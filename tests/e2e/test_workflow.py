@@ -152,7 +152,7 @@ class Shell:
         )
         with process:
             try:
-                wait_for(lambda: process.poll() is not None or self._faults("GET")["faults"][0]["struck"] > 0)
+                wait_for(lambda: process.poll() is not None or self._faults("GET")["faults"][0]["struck"] > 0, 120)
                 process.send_signal(signal.SIGINT)
                 said, _ = process.communicate(timeout=60)
             finally:
