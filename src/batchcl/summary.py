@@ -122,7 +122,9 @@ class SourceCounts:
             "after the limit": self.unread,
         }
         parts = " + ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "planned")
-        return parts if self.lines is None else f"{self.lines:,} lines read = {parts}"
+        if self.lines is None:
+            return parts
+        return f"{self.lines:,} {'line' if self.lines == 1 else 'lines'} read = {parts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,7 @@ PAGES = [
 OUTPUT = ROOT / "docs" / "output.md"
 BUCKETS = ("acme-photos", "acme-tables")
 SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
-TYPED_ELSEWHERE = {"workflow.md", "improving.md", "exchange.md", "cookbook.md"}
+TYPED_ELSEWHERE = {"tutorial.md", "workflow.md", "improving.md", "migrating.md", "exchange.md", "cookbook.md"}
 """Their commands depend on each other, and their output is compared: see test_workflow.py and test_exchange_page.py."""
 
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -58,12 +58,11 @@ def query(results: Results, sql: str) -> pl.DataFrame:
     try:
         return pl.SQLContext(tables).execute(sql).collect(engine="in-memory")
     except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n\n")[0]  # followed by polars' query plan
+        reason = " ".join(str(error).partition("\n\n")[0].split())  # followed by polars' query plan
         raise UsageError(
-            f"the query failed: {reason}\n{_describe_tables(tables)}", code=ErrorCode.INVALID_QUERY
+            f"the query failed: {reason}. The tables are {_describe_tables(tables)}", code=ErrorCode.INVALID_QUERY
         ) from error
 
 
 def _describe_tables(tables: dict[str, pl.LazyFrame]) -> str:
-    lines = (f"  {name}: {', '.join(frame.collect_schema())}" for name, frame in tables.items())
-    return "The tables and their columns are:\n" + "\n".join(lines)
+    return "; ".join(f"{name} ({', '.join(frame.collect_schema())})" for name, frame in tables.items())

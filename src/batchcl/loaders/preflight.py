@@ -183,7 +183,7 @@ async def _probe_object(client: Any, image: ImageRef) -> ProbeResult:
     try:
         with anyio.fail_after(_DEADLINE_S):
             response = await client.get_object(**arguments, Range=f"bytes=0-{HEAD_BYTES - 1}")
-            return ProbeResult(image, head=await response["Body"].read(HEAD_BYTES))
+            return ProbeResult(image, head=await _read_head(response["Body"]))
     except ClientError as error:
         code = error_code(error)
         if code in _EMPTY:
@@ -191,6 +191,17 @@ async def _probe_object(client: Any, image: ImageRef) -> ProbeResult:
         return ProbeResult(image, code, f"{code}: {error_message(error)}")
     except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # transient: must not prevent a run
         return ProbeResult(image, _NO_RESPONSE, str(error) or type(error).__name__)
+
+
+async def _read_head(body: Any) -> bytes:
+    """The first bytes of a response, which may arrive in several parts. Closes the response."""
+    head = b""
+    try:
+        while len(head) < HEAD_BYTES and (part := await body.read(HEAD_BYTES - len(head))):
+            head += part
+    finally:
+        body.close()
+    return head
 
 
 async def _probe_file(image: ImageRef) -> ProbeResult:
