@@ -355,9 +355,7 @@ class Job(BaseModel, JobOptions, frozen=True):
         try:
             return handler(values)
         except ValidationError as error:
-            first = error.errors()[0].get("ctx", {}).get("error")
-            code = first.code if isinstance(first, _InvalidJobError) else None
-            raise UsageError(_sentence(error, info.context or _Origins()), code=code) from None
+            raise UsageError(_sentence(error, info.context or _Origins()), code=_code_of(error)) from None
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """The fields for the repr, without the values of secret ones."""
@@ -629,6 +627,15 @@ _MESSAGES: Final = {
     "string_type": "expected text",
 }
 """Pydantic's error types, in words; others keep pydantic's message."""
+
+
+def _code_of(error: ValidationError) -> str | None:
+    """The code of the first finding; None if pydantic has found it."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    ours = (
+        each for each in (cause, getattr(cause, "__cause__", None)) if isinstance(each, _InvalidJobError | UsageError)
+    )
+    return next((each.code for each in ours), None)
 
 
 def _sentence(error: ValidationError, origins: _Origins) -> str:

@@ -32,6 +32,7 @@ from batchcl.errors import (
     StalledError,
     StoppedError,
     TransientError,
+    UsageError,
 )
 from batchcl.outcomes import FAILURE_CODES, remedy
 from batchcl.scoring.session import _session_error
@@ -230,6 +231,22 @@ def test_an_error_that_ends_a_run_keeps_its_code(failure, code, answered):
     end = _session_error(failure, answered=answered, is_model_stopped=True, summary=Mock())
     assert end.code == code
     assert (end.exit_code is ExitCode.STOPPED) == (answered or isinstance(failure, StalledError))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"out": "s3:/b/p"}, ErrorCode.INVALID_TARGET),
+        ({"where": "rm(1)"}, ErrorCode.INVALID_QUERY),
+        ({"sse": "aws:kms"}, ErrorCode.CONFLICTING_OPTIONS),
+        ({"sources": ()}, ErrorCode.INVALID_ARGUMENT),
+        ({"max_tps": 0}, ErrorCode.INVALID_ARGUMENT),
+    ],
+)
+def test_an_option_of_a_job_keeps_the_code_of_what_is_wrong(wrong, code):
+    with pytest.raises(UsageError) as caught:
+        batchcl.Job(**{"sources": "photos", "model": "a@b", "out": "out"} | wrong)
+    assert caught.value.code == code
 
 
 def test_a_class_has_a_code_and_a_raise_can_name_another():
