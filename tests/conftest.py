@@ -8,14 +8,17 @@ import os
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import aiobotocore.httpsession
 import anyio
 import botocore.session
 import polars as pl
 import pytest
+from botocore.hooks import EventAliaser, HierarchicalEmitter
 from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
@@ -87,7 +90,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def services() -> Iterator[None]:
-    """Cache botocore's data files across sessions: otherwise each command reads them again."""
+    """Cache what each command and each client would read or compute again.
+
+    These are botocore's data files, the names of its events, and 140 public certificates, which no test needs.
+    """
     known: dict[Any, Any] = {}
 
     def loader(_paths: str | None) -> Loader:
@@ -95,7 +101,16 @@ def services() -> Iterator[None]:
         made._cache = known  # Loader ignores its argument `cache`
         return made
 
-    with patch.object(botocore.session, "create_loader", loader):
+    name_of = cache(partial(EventAliaser._alias_event_name, EventAliaser(HierarchicalEmitter())))
+
+    def bundle(verify: bool | str | None) -> str | None:
+        return verify if isinstance(verify, str) else None
+
+    with (
+        patch.object(botocore.session, "create_loader", loader),
+        patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
+        patch.object(aiobotocore.httpsession, "get_cert_path", bundle),
+    ):
         yield
 
 
