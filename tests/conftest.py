@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import aiobotocore.httpsession
 import anyio
 import botocore.session
 import polars as pl
@@ -24,6 +23,7 @@ from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
+from certificates import certificates
 from commands import run_command
 from crash.harness import started
 from reports import HostileReport, hostile_report
@@ -89,10 +89,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def services() -> Iterator[None]:
-    """Cache what each command and each client would read or compute again.
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Share what each command and each client would read or compute again: botocore's data files and event names.
 
-    These are botocore's data files, the names of its events, and 140 public certificates, which no test needs.
+    And trust one certificate instead of the 140 of a public bundle, which each client and each process would parse.
     """
     known: dict[Any, Any] = {}
 
@@ -103,14 +103,15 @@ def services() -> Iterator[None]:
 
     name_of = cache(partial(EventAliaser._alias_event_name, EventAliaser(HierarchicalEmitter())))
 
-    def bundle(verify: bool | str | None) -> str | None:
-        return verify if isinstance(verify, str) else None
-
+    _, bundle = certificates(tmp_path_factory.mktemp("certificates"))
+    uses_index = "BATCHCL_INSTALLERS" in os.environ  # whose certificate is another one
+    trusted = {} if uses_index else {"REQUESTS_CA_BUNDLE": str(bundle)}
     with (
         patch.object(botocore.session, "create_loader", loader),
         patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
-        patch.object(aiobotocore.httpsession, "get_cert_path", bundle),
+        patch.dict(os.environ, trusted),
     ):
+        os.environ.pop("AWS_CA_BUNDLE", None)
         yield
 
 
