@@ -63,7 +63,7 @@ def pytest_collection() -> Generator[None, object, object]:
 _LONGEST = (
     "test_contract.py::",
     "test_workflow.py::test_the_page",
-    "test_docs.py::test_python_examples_run",
+    "test_docs.py::test_python_examples",
     "test_long_run.py::test_twelve_hours",
     "test_two_writers.py::test_a_process_that_wakes",
     "test_emulator_aws_cli.py::",
