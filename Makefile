@@ -49,10 +49,11 @@ unit: $(STAMP)   ## all tests
 crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds, 24 hours and a month in virtual time: an hour
 	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
 	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
-	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_long_run.py \
-	  tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
+	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_faults.py tests/sim/test_left_model.py \
+	  tests/sim/test_long_run.py tests/sim/test_model_life.py tests/sim/test_soak.py tests/sim/test_two_writers.py
 	@BATCHCL_MONTH_SCALE=10 $(BIN)/python -m pytest --capture=no tests/sim/test_month.py
-	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis tests/unit
+	@HYPOTHESIS_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m hypothesis \
+	  tests/unit tests/sim/test_state_machine.py
 
 $(TOOLS)/.installed:
 	@$(PYTHON) -m venv $(TOOLS)

@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,11 +17,13 @@ import anyio
 import botocore.session
 import polars as pl
 import pytest
+from botocore.hooks import EventAliaser, HierarchicalEmitter
 from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
+from certificates import certificates
 from commands import run_command
 from crash.harness import started
 from reports import HostileReport, hostile_report
@@ -59,8 +62,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 _LONGEST = (
     "test_contract.py::",
-    "test_workflow.py::test_the_pages",
-    "test_docs.py::test_python_examples_run",
+    "test_workflow.py::test_the_page",
+    "test_workflow.py::test_the_cookbook",
+    "test_docs.py::test_python_examples",
     "test_long_run.py::test_twelve_hours",
     "test_two_writers.py::test_a_process_that_wakes",
     "test_emulator_aws_cli.py::",
@@ -86,8 +90,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def services() -> Iterator[None]:
-    """Cache botocore's data files across sessions: otherwise each command reads them again."""
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Share what each command and each client would read or compute again: botocore's data files and event names.
+
+    And trust one certificate instead of the 140 of a public bundle, which each client and each process would parse.
+    """
     known: dict[Any, Any] = {}
 
     def loader(_paths: str | None) -> Loader:
@@ -95,7 +102,17 @@ def services() -> Iterator[None]:
         made._cache = known  # Loader ignores its argument `cache`
         return made
 
-    with patch.object(botocore.session, "create_loader", loader):
+    name_of = cache(partial(EventAliaser._alias_event_name, EventAliaser(HierarchicalEmitter())))
+
+    _, bundle = certificates(tmp_path_factory.mktemp("certificates"))
+    uses_index = "BATCHCL_INSTALLERS" in os.environ  # whose certificate is another one
+    trusted = {} if uses_index else {"REQUESTS_CA_BUNDLE": str(bundle)}
+    with (
+        patch.object(botocore.session, "create_loader", loader),
+        patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
+        patch.dict(os.environ, trusted),
+    ):
+        os.environ.pop("AWS_CA_BUNDLE", None)
         yield
 
 

@@ -38,7 +38,7 @@ from sim.service import Service, image
 
 T = TypeVar("T")
 
-SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "15"))
+SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "10"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
 """Images that are missing at first and exist later."""

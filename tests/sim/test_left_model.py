@@ -24,7 +24,7 @@ from batchcl.summary import Summary
 from fake_rekognition import Models, arn_of, refused
 from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
-from sim.test_faults import inject_everywhere
+from sim.test_faults import EVERY, inject_everywhere
 
 T = TypeVar("T")
 
@@ -97,9 +97,16 @@ def test_a_run_waits_for_a_model_that_is_stopping():
 
 
 @pytest.mark.parametrize(
-    "kind", [FaultKind.ERROR_BEFORE, FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER], ids=lambda kind: kind.value
+    ("kind", "begin", "step"),
+    [
+        pytest.param(FaultKind.ERROR_BEFORE, 0, 2, id="error before"),
+        pytest.param(FaultKind.CRASH_BEFORE, 1, 2, id="crash before"),
+        pytest.param(FaultKind.CRASH_AFTER, 0, 1, id="crash after"),
+    ],
 )
-def test_a_second_session_stops_the_left_model_or_records_it(kind):
+def test_a_second_session_stops_the_left_model_or_records_it(kind, begin, step):
+    """At every second operation; at all of them with BATCHCL_CONCURRENT_SEEDS."""
+
     def scene(n: int) -> bool:
         async def main() -> bool:
             left, faults = await with_left_model(), FaultInjector(OperationKind.STORE, n, kind)
@@ -111,7 +118,8 @@ def test_a_second_session_stops_the_left_model_or_records_it(kind):
 
         return run_simulation(main)
 
-    assert inject_everywhere(scene) > (10 if kind.after else 20)
+    steps = {} if EVERY == 1 else {"begin": begin, "step": step}
+    assert inject_everywhere(scene, **steps) > (10 if kind.after else 20)
 
 
 def test_a_session_that_ends_before_scoring_stops_the_left_model():

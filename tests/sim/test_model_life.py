@@ -40,7 +40,7 @@ LEASE_S: Final = 900.0
 SIGNATURE_S: Final = 300.0
 """Requests that were signed longer ago are refused."""
 
-SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "40"))
+SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "25"))
 BATCH: Final = 25
 
 OPERATIONS: Final = ("start", "stop", "tag", "untag", "list", "describe")

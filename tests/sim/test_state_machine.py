@@ -168,7 +168,7 @@ class Nights(RuleBasedStateMachine):
 
 TestNights = Nights.TestCase
 TestNights.settings = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "15")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "10")),
     stateful_step_count=int(os.environ.get("HYPOTHESIS_STEPS", "8")),
     suppress_health_check=list(HealthCheck),
 )

@@ -22,9 +22,9 @@ from sim.fake_world import RUN, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 IMAGES = 40
-RACES = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "20"))
-EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 3
-"""A process is suspended at each pause, or at every third one."""
+RACES = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "12"))
+EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 5
+"""A process is suspended at each pause, or at every fifth one."""
 
 
 @pytest.fixture(autouse=True)

@@ -154,7 +154,7 @@ def latest(entries: pa.Table) -> pa.Table:
     import pyarrow.compute as pc
 
     rows = pa.table({"position": entries["position"], "row": pa.array(range(entries.num_rows), pa.int64())})
-    last = rows.group_by("position").aggregate([("row", "max")])["row_max"]
+    last = rows.group_by("position", use_threads=False).aggregate([("row", "max")])["row_max"]
     return entries.take(last.take(pc.sort_indices(last)))
 
 

@@ -29,6 +29,11 @@ __all__ = ["Journal", "JournalChunk", "JournalContent"]
 _WRITER: Final = b"batchcl.writer"
 _CUT: Final = b"batchcl.cut"
 _AT_ONCE: Final = 16
+_NO_ENTRIES: Final = ENTRIES.empty_table()
+_READ: Final = pa.ipc.IpcReadOptions(use_threads=False)
+_WRITE: Final = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+"""A segment is small: in pyarrow's threads it takes twice the processor time."""
+
 _LISTING_PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Pauses between listings that lack a segment: S3 lists what was written before, some other stores do so later."""
 
@@ -59,7 +64,7 @@ class JournalContent:
     def entries(self) -> pa.Table:
         """All entries, in the order of writing."""
         chunks = self.chunks if self.uncut is None else (*self.chunks, self.uncut)
-        return pa.concat_tables([ENTRIES.empty_table(), *(chunk.entries for chunk in chunks)])
+        return pa.concat_tables([_NO_ENTRIES, *(chunk.entries for chunk in chunks)])
 
 
 class Journal:
@@ -132,7 +137,7 @@ class Journal:
     async def cut(self) -> None:
         """Close the current chunk. Raises `StoppedError` as `flush` does."""
         await self.flush()
-        self._staged = _encode(ENTRIES.empty_table(), self._writer, is_cut=True)
+        self._staged = _encode(_NO_ENTRIES, self._writer, is_cut=True)
         await self.flush()
 
 
@@ -140,7 +145,7 @@ def _encode(entries: pa.Table, writer: str, *, is_cut: bool = False) -> bytes:
     metadata: dict[bytes | str, bytes | str] = {_WRITER: writer, **({_CUT: b"1"} if is_cut else {})}
     table = entries.replace_schema_metadata(metadata)
     sink = io.BytesIO()
-    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
+    with pa.ipc.new_file(sink, table.schema, options=_WRITE) as out:
         out.write_table(table)
     return sink.getvalue()
 
@@ -155,7 +160,7 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
             raise OutputError(f"{where} is corrupt: {problem}; {_REMEDY}", code=ErrorCode.CORRUPT_OUTPUT)
         with (
             decode_or_raise(where, remedy=_REMEDY),
-            pa.ipc.open_file(pa.py_buffer(segment)) as file,
+            pa.ipc.open_file(pa.py_buffer(segment), options=_READ) as file,
         ):
             is_cut = _CUT in (file.schema.metadata or {})
             table = file.read_all().replace_schema_metadata(None)
@@ -170,5 +175,5 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
 
 def _chunk(first: int, tables: Sequence[pa.Table]) -> JournalChunk:
     """The chunk of these segments; columns that another version lacks are null, those that it has added ignored."""
-    entries = pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default")
+    entries = pa.concat_tables([_NO_ENTRIES, *tables], promote_options="default")
     return JournalChunk(first, entries.select(ENTRIES.names))

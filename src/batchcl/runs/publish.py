@@ -54,8 +54,8 @@ async def publish_journal(
         BatchclError: an image has two entries in one round, which is a bug.
     """
     content = await journal.read()
-    pairs = content.entries.select(["position", "round"]).group_by(["position", "round"]).aggregate([])
-    if pairs.num_rows != content.entries.num_rows:
+    outcomes = content.entries.select(["position", "round"])
+    if outcomes.group_by(outcomes.column_names, use_threads=False).aggregate([]).num_rows != outcomes.num_rows:
         raise BatchclError(
             f"publishing shard {shard} failed: an image has two outcomes in one round; this is a bug in batchcl, "
             "please report it"

@@ -236,7 +236,7 @@ class WorkList:
         for shard in range(self._shards):
             data = await self._read(shard)
             with self._decoding(shard):
-                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(pa.BufferReader(data)), data)
+                table = await anyio.to_thread.run_sync(_read_shard, data)
             for begin in range(0, len(table), _SLICE):
                 positions = range(begin, min(begin + _SLICE, len(table)))
                 yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))
@@ -260,8 +260,12 @@ class WorkList:
         self._changed = anyio.Event()
 
 
+def _read_shard(data: bytes) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
+
 def _decode_shard(data: bytes) -> pa.Table:
-    table = pq.ParquetFile(pa.BufferReader(data)).read()
+    table = _read_shard(data)
     if table.schema.equals(IMAGES):
         return table.replace_schema_metadata(None)
     return pq.read_table(pa.BufferReader(data), schema=IMAGES)  # which imports pyarrow.dataset, and takes 30 ms for it
