@@ -9,20 +9,19 @@ import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import anyio
 import botocore.session
 import polars as pl
 import pytest
-from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
 from commands import run_command
 from crash.harness import started
+from processes import cached_loader
 from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
@@ -88,14 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def services() -> Iterator[None]:
     """Cache botocore's data files across sessions: otherwise each command reads them again."""
-    known: dict[Any, Any] = {}
-
-    def loader(_paths: str | None) -> Loader:
-        made = Loader()
-        made._cache = known  # Loader ignores its argument `cache`
-        return made
-
-    with patch.object(botocore.session, "create_loader", loader):
+    with patch.object(botocore.session, "create_loader", cached_loader):
         yield
 
 

@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.emulator.demo import DemoData
+from processes import Batchcl
 
 KEY = "emulator"
 SECRET = "emulator"
@@ -43,18 +44,17 @@ class CommandResult:
         return json.loads(self.out)
 
 
-def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> CommandResult:
-    """Run a command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "batchcl", *map(str, args)],
-        env=dict(env),
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-    )
-    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+def run_process(
+    *args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None, **streams: Any
+) -> CommandResult:
+    """Run a command in a process of its own, with `stdout` and `stderr` as given; if they are not, returns them."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    with Batchcl(*args, env=env, stdin=subprocess.PIPE, cwd=cwd, **streams) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=120)
+        finally:
+            process.kill()
+    return CommandResult(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,7 @@ def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -
         with copied(state) as copy, serving(env, *flags, "--state", copy) as endpoint:
             yield endpoint
         return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "batchcl", "emulator", *map(str, flags)],
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Batchcl("emulator", *flags, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["endpoint"]
