@@ -199,12 +199,8 @@ def running_seaweed(root: Path) -> Iterator[Seaweed]:
         wait_for(answers, 60)
         yield Seaweed(endpoint, config, process)
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for clients to disconnect; its data are temporary
-            process.kill()
-            process.wait()
+        process.kill()  # SIGTERM makes it wait for clients to disconnect; its data are temporary
+        process.wait()
         log.close()
 
 
