@@ -13,7 +13,9 @@ import pytest
 
 from processes import Batchcl
 
-LINES = ("PPid", "Threads", "Umask", "SigBlk", "SigIgn", "SigCgt")
+SIGNALS = ("SigBlk", "SigIgn", "SigCgt")
+STANDARD = (1 << 31) - 1
+"""The other signals are for threads: the C library handles them once there was one."""
 
 
 def state_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -23,7 +25,9 @@ def state_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     folder = Path(f"/proc/{process.pid}")
     lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     descriptors = sorted((folder / "fd").iterdir(), key=lambda path: int(path.name))
-    return {name: lines[name] for name in LINES} | {
+    return {name: int(lines[name], 16) & STANDARD for name in SIGNALS} | {
+        "parent": lines["PPid"],
+        "mask": lines["Umask"],
         "groups": os.getpgid(process.pid) == os.getsid(process.pid) == process.pid,
         "directory": (folder / "cwd").readlink(),
         "limits": (folder / "limits").read_text(),
