@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import anyio
@@ -18,7 +17,6 @@ import botocore.session
 import polars as pl
 import pytest
 from botocore.hooks import EventAliaser, HierarchicalEmitter
-from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
@@ -26,6 +24,7 @@ from batchcl.emulator.demo import demo_data, demo_model
 from certificates import certificates
 from commands import run_command
 from crash.harness import started
+from processes import cached_loader
 from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
@@ -95,20 +94,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     And trust one certificate instead of the 140 of a public bundle, which each client and each process would parse.
     """
-    known: dict[Any, Any] = {}
-
-    def loader(_paths: str | None) -> Loader:
-        made = Loader()
-        made._cache = known  # Loader ignores its argument `cache`
-        return made
-
     name_of = cache(partial(EventAliaser._alias_event_name, EventAliaser(HierarchicalEmitter())))
 
     _, bundle = certificates(tmp_path_factory.mktemp("certificates"))
     uses_index = "BATCHCL_INSTALLERS" in os.environ  # whose certificate is another one
     trusted = {} if uses_index else {"REQUESTS_CA_BUNDLE": str(bundle)}
     with (
-        patch.object(botocore.session, "create_loader", loader),
+        patch.object(botocore.session, "create_loader", cached_loader),
         patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
         patch.dict(os.environ, trusted),
     ):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,10 @@ def _live_panel(root: Path) -> str:
     )
     os.chdir(root)
     command = [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"]
-    with on_terminal(command, os.environ, columns=_COLUMNS, rows=_ROWS) as (terminal, _process):
+    with on_terminal(partial(subprocess.Popen, command), os.environ, columns=_COLUMNS, rows=_ROWS) as (
+        terminal,
+        _process,
+    ):
         terminal.await_(lambda text: any(f" {n}/300 images" in text for n in range(140, 200)))
         rows = [_row(terminal.screen.buffer[n]) for n in range(_ROWS)]
     return "\n".join([row for row in rows if row][-5:])  # two lines of the log, and the panel

@@ -24,6 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.emulator.demo import DemoData
 from batchcl.errors import ErrorCode
+from processes import Batchcl
 
 KEY = "emulator"
 SECRET = "emulator"
@@ -55,18 +56,17 @@ def without_code(err: str) -> str:
     return above if above.endswith("\n") and last.removesuffix("\n") in set(ErrorCode) else err
 
 
-def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> CommandResult:
-    """Run a command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "batchcl", *map(str, args)],
-        env=dict(env),
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-    )
-    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+def run_process(
+    *args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None, **streams: Any
+) -> CommandResult:
+    """Run a command in a process of its own, with `stdout` and `stderr` as given; if they are not, returns them."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    with Batchcl(*args, env=env, stdin=subprocess.PIPE, cwd=cwd, **streams) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=120)
+        finally:
+            process.kill()
+    return CommandResult(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,7 @@ def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -
         with copied(state) as copy, serving(env, *flags, "--state", copy) as endpoint:
             yield endpoint
         return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "batchcl", "emulator", *map(str, flags)],
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Batchcl("emulator", *flags, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["endpoint"]
@@ -216,12 +211,8 @@ def running_seaweed(root: Path) -> Iterator[Seaweed]:
         wait_for(answers, 60)
         yield Seaweed(endpoint, config, process)
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for clients to disconnect; its data are temporary
-            process.kill()
-            process.wait()
+        process.kill()  # SIGTERM makes it wait for clients to disconnect; its data are temporary
+        process.wait()
         log.close()
 
 

@@ -82,11 +82,11 @@ class PseudoTerminal:
 
 @contextmanager
 def on_terminal(
-    words: list[str], env: Mapping[str, str], *, columns: int, rows: int, **group: Any
-) -> Iterator[tuple[PseudoTerminal, subprocess.Popen[bytes]]]:
+    start: Callable[..., subprocess.Popen[Any]], env: Mapping[str, str], *, columns: int, rows: int, **group: Any
+) -> Iterator[tuple[PseudoTerminal, subprocess.Popen[Any]]]:
+    """Call `start`, which creates a process, for a process on a new terminal; it is killed at the end of the block."""
     terminal = PseudoTerminal(columns, rows)
-    process = subprocess.Popen(
-        words,
+    process = start(
         env={name: value for name, value in env.items() if name != "CI"} | {"TERM": "xterm-256color"},
         stdin=terminal.slave,
         stdout=terminal.slave,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -19,17 +18,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from processes import Batchcl
 from servers import client, wait_for
 
 VARYING_COLUMNS: Final = {"run_id", "attempts", "latency_ms", "request_id", "scored_at", "failed_at", "round"}
 """Columns that may differ between two runs over the same images."""
-
-_WITH_SIGHUP: Final = """
-import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, "-m", "batchcl", *sys.argv[1:]])
-"""
-"""Runs batchcl with the default action of SIGHUP, even if the tests run under `nohup`."""
 
 _REQUEST_ID: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
 
@@ -115,9 +108,7 @@ def started(
     *args: object, env: Mapping[str, str], stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A `batchcl` process that is killed at the end of the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WITH_SIGHUP, *map(str, args)], env=dict(env), stdout=stdout, stderr=stderr
-    )
+    process = Batchcl(*args, env=env, stdout=stdout, stderr=stderr)
     try:
         yield process
     finally:

@@ -57,7 +57,7 @@ def kill_until_done(scoring_job, out, rng, *, at_most: int) -> int:
 def kill_at_random(process, out, rng) -> None:
     """Kill at a random time, or when a file of a random kind appears, because the time between two writes is short."""
     moment = rng.choice(["start", "begun", "drain", "worklist", "journal", "journal", "results", "shards"])
-    delay = rng.uniform(0.6, 1.6) if moment == "start" else rng.uniform(0, 2.0)
+    delay = rng.uniform(0, 1.0) if moment == "start" else rng.uniform(0, 2.0)
     print(f"kill at {moment}, {delay:.3f} s")
     if moment == "start":  # during the preflight checks and the creation of the run
         ends_within(process, delay)

@@ -42,7 +42,7 @@ from batchcl.scoring.pilot import Pilot
 from batchcl.scoring.plan import DeadlinePlan, Plan
 from batchcl.summary import SessionRecord, SourceCounts, Summary
 from observers import snapshot
-from servers import already_trained, aws_env, client, make_bucket
+from servers import already_trained, aws_env, client, make_bucket, run_process
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -187,13 +187,8 @@ def docs_dir(demo, aws, clean_env, tmp_path_factory) -> Path:
     shutil.copy(demo.data.truth, directory / "demo" / "truth.manifest")
     shutil.make_archive(str(directory / "demo" / "shard-0001"), "tar", demo.data.images)
     shutil.copytree(ROOT / "configs", directory / "configs")
-    subprocess.run(
-        [sys.executable, "-m", "batchcl", "run", "demo/images", "--model", demo.arn, "--out", "demo/out"],
-        cwd=directory,
-        env=clean_env | aws,
-        capture_output=True,
-        check=True,
-    )
+    words = ("run", "demo/images", "--model", demo.arn, "--out", "demo/out")
+    assert run_process(*words, env=clean_env | aws, cwd=directory).code == 0
     (directory / "out").symlink_to(directory / "demo" / "out")
     return directory
 

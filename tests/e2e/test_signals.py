@@ -6,12 +6,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
+from processes import Batchcl
 from servers import aws_env, copied
 
 GRACE_S = 3
@@ -77,9 +77,7 @@ def test_an_endless_list_on_stdin_does_not_delay_a_signal(demo, service, clean_e
     temporary.mkdir()
     words = f"run - --model {demo.arn} --out {tmp_path}/out".split()
     env = clean_env | aws_env(service) | {"TMPDIR": str(temporary)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "batchcl", *words], env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with Batchcl(*words, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for _ in range(600):
             if list(temporary.iterdir()):
                 break
@@ -95,8 +93,9 @@ def test_the_emulator_survives_ctrl_c_until_its_model_stops(demo, clean_env, tmp
     words = f"run {demo.data.images} --emulator --emulator-state {demo.state} --model {demo.arn} --out {tmp_path}/out"
     with (
         copied(demo.state) as state,
-        subprocess.Popen(
-            [sys.executable, "-m", "batchcl", *words.replace(str(demo.state), str(state)).split(), "--max-tps", "5"],
+        Batchcl(
+            *words.replace(str(demo.state), str(state)).split(),
+            *("--max-tps", "5"),
             env=clean_env,
             stderr=subprocess.PIPE,
             start_new_session=True,

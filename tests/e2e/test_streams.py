@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +14,8 @@ from typing import Any
 import pytest
 
 import batchcl
-from servers import aws_env, run_process
-
-BATCHCL = f"{sys.executable} -m batchcl"
+from processes import Batchcl
+from servers import CommandResult, aws_env, run_process
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +23,29 @@ def env(service, clean_env):
     return clean_env | aws_env(service)
 
 
-def shell(command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `command`; `@pipe@` in it is replaced by the descriptor of a pipe without a reader."""
-    reader, writer = os.pipe()
-    os.close(reader)
+def redirected(command: str, redirection: str, env: dict[str, str]) -> CommandResult:
+    """Run `batchcl COMMAND` with the redirections of a shell; `@pipe@` is a pipe without a reader."""
+    stream, _, target = redirection.partition(">")
+    if target == "@pipe@":
+        reader, writer = os.pipe()
+        os.close(reader)
+    elif target == "/dev/full":
+        writer = os.open(target, os.O_WRONLY)
+    else:  # a stream that is closed when the interpreter starts
+        script = f"exec {sys.executable} -m batchcl {command} {redirection}"
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=False)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
+    streams: dict[str, Any] = {"stderr" if stream == "2" else "stdout": writer}
     try:
-        return _shell(command.replace("@pipe@", f"&{writer}"), env, writer)
+        return run_process(*shlex.split(command), env=env, **streams)
     finally:
         os.close(writer)
-
-
-def _shell(command: str, env: dict[str, str], writer: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", command], env=env, pass_fds=[writer], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture
 def run(demo, tmp_path):
     out = tmp_path / "out"
-    command = f"{BATCHCL} run {demo.data.images} --model {demo.arn} --out {out} --run-id night --limit 5 --json"
+    command = f"run {demo.data.images} --model {demo.arn} --out {out} --run-id night --limit 5 --json"
     return command, out
 
 
@@ -53,25 +56,25 @@ def rows(out: Path) -> int:
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2>@pipe@"])
 def test_a_failing_stderr_changes_nothing(run, env, stderr):
     command, out = run
-    done = shell(f"{command} {stderr}", env)
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["scored"] == rows(out) == 5
+    done = redirected(command, stderr, env)
+    assert done.code == 0
+    assert done.json["scored"] == rows(out) == 5
 
 
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-", ">@pipe@"])
 def test_a_run_with_a_failing_stdout_keeps_its_exit_code(run, env, stdout):
     command, out = run
-    done = shell(f"{command} {stdout}", env)
-    assert done.returncode == 0, done.stderr
+    done = redirected(command, stdout, env)
+    assert done.code == 0, done.err
     assert rows(out) == 5
-    assert "Traceback" not in done.stderr
-    assert "writing to stdout failed: " in done.stderr
-    assert f"the summary is in {out}/runs/night/summary.json" in done.stderr
+    assert "Traceback" not in done.err
+    assert "writing to stdout failed: " in done.err
+    assert f"the summary is in {out}/runs/night/summary.json" in done.err
 
 
 def test_closed_streams_are_not_confused_with_new_files(run, env):
     command, out = run
-    assert shell(f"{command} <&- >&- 2>&-", env).returncode == 0
+    assert redirected(command, "<&- >&- 2>&-", env).code == 0
     assert rows(out) == 5
 
 
@@ -88,24 +91,24 @@ def test_closed_streams_are_not_confused_with_new_files(run, env):
 )
 def test_a_failing_stdout_is_reported_in_one_sentence(scored, env, reader, stdout):
     name, _, rest = reader.partition(" ")
-    done = shell(f"{BATCHCL} {name} {scored} {rest} {stdout}", env)
-    assert done.returncode == 1
-    assert done.stderr.startswith("batchcl: writing to stdout failed: ")
-    assert done.stderr.count("\n") == 1
+    done = redirected(f"{name} {scored} {rest}", stdout, env)
+    assert done.code == 1
+    assert done.err.startswith("batchcl: writing to stdout failed: ")
+    assert done.err.count("\n") == 1
 
 
 def test_a_broken_pipe_is_reported_in_one_sentence(scored, env):
-    done = shell(f"{BATCHCL} labels {scored} >@pipe@", env)
-    assert done.returncode == 1
-    assert done.stderr == "batchcl: writing to stdout failed: Broken pipe; check its destination\n"
+    done = redirected(f"labels {scored}", ">@pipe@", env)
+    assert done.code == 1
+    assert done.err == "batchcl: writing to stdout failed: Broken pipe; check its destination\n"
 
 
 def test_an_unencodable_character_is_reported_in_one_sentence(scored, env):
-    done = shell(f"{BATCHCL} confidence {scored}", env | {"PYTHONIOENCODING": "latin-1"})
-    assert done.returncode == 1
-    assert done.stderr.startswith("batchcl: writing to stdout failed: its encoding ")
-    assert done.stderr.count("\n") == 1
-    assert shell(f"{BATCHCL} confidence {scored}", env | {"LC_ALL": "C"}).returncode == 0
+    done = run_process("confidence", scored, env=env | {"PYTHONIOENCODING": "latin-1"})
+    assert done.code == 1
+    assert done.err.startswith("batchcl: writing to stdout failed: its encoding ")
+    assert done.err.count("\n") == 1
+    assert run_process("confidence", scored, env=env | {"LC_ALL": "C"}).code == 0
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +126,8 @@ def test_a_hanging_stderr_reader_does_not_block_a_run(demo, env, tmp_path):
     folder.mkdir(parents=True)
     keys = folder / "keys.txt"
     keys.write_text("https://example.com/a.png\n" * 99 + str(demo.data.images / "00000.png"), encoding="utf-8")
-    words = f"run {keys} --source-kind keys --skip-bad-lines --model {demo.arn} --out {tmp_path}/out --json"
-    with subprocess.Popen(f"{BATCHCL} {words}".split(), env=env, stdout=-1, stderr=-1) as process:
+    words = f"run {keys} --source-kind keys --skip-bad-lines --model {demo.arn} --out {tmp_path}/out --json".split()
+    with Batchcl(*words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         summary = json.loads(process.stdout.read())
@@ -160,8 +163,7 @@ def test_refusals_are_json_on_both_streams(cli, words, exit_code, code, tmp_path
 
 def test_every_log_line_of_a_run_is_json(cli, run, env):
     command, _ = run
-    words = command.removeprefix(BATCHCL).removesuffix("--json").split()
-    done = cli(*words, "--log-format", "json", env=env)
+    done = cli(*command.removesuffix("--json").split(), "--log-format", "json", env=env)
     events = lines_of(done.err)
     assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
     assert (events[-1]["event"], events[-1]["scored"]) == ("summary", 5)
@@ -171,7 +173,7 @@ def test_every_log_line_of_a_run_is_json(cli, run, env):
 def test_the_error_after_a_signal_is_json(run, env):
     command, _ = run
     slow = command.replace("--limit 5 --json", "--max-tps 0.2 --log-format json")
-    with subprocess.Popen(slow.split(), env=env, stderr=subprocess.PIPE, text=True) as process:
+    with Batchcl(*slow.split(), env=env, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         events = []
         for line in process.stderr:

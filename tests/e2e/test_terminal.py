@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from functools import partial
 
+from processes import Batchcl
 from servers import aws_env
 from terminals import LATEST_S, on_terminal
 
 
 def test_the_panel_of_a_run(demo, service, clean_env, tmp_path):
-    run = f"-m batchcl run {demo.data.images} --model {demo.arn} --out {tmp_path}/out --run-id night --max-tps 5"
-    with on_terminal(
-        [sys.executable, *run.split()], clean_env | aws_env(service), columns=100, rows=24, process_group=0
-    ) as (terminal, process):
+    words = f"run {demo.data.images} --model {demo.arn} --out {tmp_path}/out --run-id night --max-tps 5".split()
+    env = clean_env | aws_env(service)
+    with on_terminal(partial(Batchcl, *words), env, columns=100, rows=24, process_group=0) as (terminal, process):
         lines = terminal.await_(lambda text: "/300 images" in text and "/s  capacity" in text).split("\n")
         assert lines[0] == f"run night into {tmp_path}/out"[:100]
         assert lines[-3].startswith("─" * 20)
@@ -69,8 +71,8 @@ sys.stdin.read()
 
 def test_a_background_job_draws_nothing(clean_env):
     env = clean_env | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", _IN_BACKGROUND]
-    with on_terminal(words, env, columns=100, rows=24, start_new_session=True) as (terminal, _):
+    start = partial(subprocess.Popen, [sys.executable, "-c", _IN_BACKGROUND])
+    with on_terminal(start, env, columns=100, rows=24, start_new_session=True) as (terminal, _):
         lines = terminal.await_(lambda text: "model RUNNING" in text).split("\n")
     assert lines[0] == "from the background"
     assert len(lines) == 4

@@ -19,12 +19,12 @@ from batchcl.emulator import Emulator, EmulatorSettings, running
 from batchcl.emulator.demo import ensure_model
 from batchcl.emulator.process import running_emulator
 from batchcl.errors import ModelError, RefusedError
-from servers import Demo, already_trained, copied
+from processes import Batchcl
+from servers import Demo, already_trained, copied, run_process
 
 if TYPE_CHECKING:
     from batchcl.emulator.digits import DigitsDataset
 
-COMMAND = [sys.executable, "-m", "batchcl", "emulator"]
 PAGE = Path(__file__).parents[3] / "docs" / "emulator.md"
 
 
@@ -146,7 +146,7 @@ def test_a_cancelled_block_leaves_no_process(tmp_path: Path) -> None:
 def test_a_taken_port_is_one_sentence_and_exit_code_5() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run([*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=30, check=False)
+        done = run_process("emulator", "--port", port, env=os.environ)
 
         async def go() -> None:
             async with running_emulator(EmulatorSettings(port=port)):
@@ -154,15 +154,15 @@ def test_a_taken_port_is_one_sentence_and_exit_code_5() -> None:
 
         with pytest.raises(RefusedError, match="the port is in use"):
             anyio.run(go)
-    assert done.returncode == 5
-    assert done.stdout == ""
-    assert "the port is in use" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 5
+    assert done.out == ""
+    assert "the port is in use" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals) -> None:
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with Batchcl("emulator", env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         announced = json.loads(process.stdout.readline())
         assert announced["pid"] == process.pid
@@ -173,7 +173,7 @@ def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals) -> None:
 
 def test_it_ends_with_its_parent() -> None:
     """A shell starts an emulator and is killed."""
-    script = f"{' '.join(COMMAND)} --exit-with-parent & wait"
+    script = f"{sys.executable} -m batchcl emulator --exit-with-parent & wait"
     with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
         pid = json.loads(shell.stdout.readline())["pid"]
@@ -183,6 +183,6 @@ def test_it_ends_with_its_parent() -> None:
 
 
 def test_a_host_that_is_not_loopback_is_refused() -> None:
-    done = subprocess.run([*COMMAND, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 2
-    assert "loopback" in done.stderr
+    done = run_process("emulator", "--host", "0.0.0.0", env=os.environ)
+    assert done.code == 2
+    assert "loopback" in done.err
