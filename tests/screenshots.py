@@ -51,8 +51,8 @@ def _live_panel(root: Path) -> str:
         "run demo/images --model digits@v1 --out photos --run-id 2026-11-29 --emulator --emulator-state demo/emulator"
     )
     os.chdir(root)
-    command = [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"]
-    with on_terminal(partial(subprocess.Popen, command), os.environ, columns=_COLUMNS, rows=_ROWS) as (
+    start = partial(subprocess.Popen, [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"])
+    with on_terminal(start, os.environ, columns=_COLUMNS, rows=_ROWS) as (
         terminal,
         _process,
     ):

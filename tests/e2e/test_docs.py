@@ -235,7 +235,7 @@ TYPE_CHECKS = """
 strict = True
 follow_imports = silent
 mypy_path = src
-[mypy-boto3.*,pyarrow.*,pycocotools.*]
+[mypy-boto3.*,botocore.*,pyarrow.*,pycocotools.*,pyspark.*]
 ignore_missing_imports = True
 [mypy-aiohttp.*,altair.*,cryptography.*,duckdb.*,hypothesis.*,markdown_it.*,narwhals.*,numpy.*,opentelemetry.*,PIL.*]
 follow_imports = skip
