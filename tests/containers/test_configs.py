@@ -110,8 +110,10 @@ def test_the_build_context_has_what_the_dockerfile_copies():
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert {source for *sources, _ in copied for source in sources} == set(kept)
     configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project, wheel = configuration["project"], configuration["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert {project["readme"], *project["license-files"], *wheel["force-include"]} <= set(kept)
+    hatch = configuration["tool"]["hatch"]
+    readme = hatch["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"][0]["path"]
+    included = hatch["build"]["targets"]["wheel"]["force-include"]
+    assert {readme, *configuration["project"]["license-files"], *included} <= set(kept)
 
 
 def test_containers_of_the_manifests_are_confined(manifests, template, image_user):

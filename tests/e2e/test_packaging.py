@@ -89,7 +89,7 @@ def test_the_description_on_an_index_has_no_links_to_files(wheel):
     description = metadata_of(wheel).partition("\n\n")[2]
     assert description.startswith("# batchcl\n")
     assert "docs/installation.md" not in description
-    assert "From pictures to results trains a model" in " ".join(description.split())
+    assert "The tutorial leads from labelled pictures to a report" in " ".join(description.split())
     assert not re.findall(r"\]\((?!https:)[^)]*\)", description)
 
 

@@ -358,5 +358,5 @@ def test_names_like_those_of_readers_may_be_columns(four_runs: Root) -> None:
 @pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("sql", ["SELECT nope FROM results", "SELECT * FROM labels", "SELECT FROM WHERE", "SELECT 'a"])
 def test_sql_errors_name_the_tables_and_columns(four_runs: Root, sql: str) -> None:
-    with pytest.raises(UsageError, match=r"(?s)query failed: .*detections: uri, version_id, label.*failures: run_id"):
+    with pytest.raises(UsageError, match=r"(?s)query failed: .*detections \(uri, version_id, label.*failures \(run_id"):
         query(open_results(str(four_runs)), sql)
