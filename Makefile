@@ -1,7 +1,7 @@
 # Two commands do everything, set-up included:  make demo   and   make test
 PYTHON ?= python3
 VENV   ?= .venv
-WORKERS ?= 4
+WORKERS ?= 5
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TOOLS  := $(VENV)-installers

@@ -17,6 +17,8 @@ ABOUT = "<Name>b</Name><Prefix></Prefix><KeyCount>1</KeyCount><MaxKeys>1000</Max
 AT = dt.datetime(2026, 11, 21, 10, 20, 30, tzinfo=dt.UTC)
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+words = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=6)
+printable_keys = st.lists(words, min_size=1, max_size=3).map(" ".join)
 
 
 def entry(key: str, *, etag: str = "&quot;d41d-2&quot;", size: int = 7, at: str = "2026-11-21T10:20:30.000Z") -> str:
@@ -53,7 +55,7 @@ def test_any_key_is_parsed_alike_by_both_parsers(objects: list[tuple[str, int]])
     assert page.modified == [AT] * len(objects)
 
 
-@given(st.lists(keys.filter(lambda key: key.isprintable() and key == key.strip()), max_size=8))
+@given(st.lists(printable_keys, max_size=8))
 def test_keys_are_not_decoded_without_encoding_type(literal: list[str]) -> None:
     body = document([entry(escape(key)) for key in literal], encoded=False)
     assert parse_page(body).keys == as_tree(body).keys == literal

@@ -98,13 +98,15 @@ def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> No
             firsts = [await opened(kind, FIRST, tmp_path / f"{kind} 1", s3, stack) for kind in KINDS]
             seconds = [await opened(kind, SECOND, tmp_path / f"{kind} 2", s3, stack) for kind in KINDS]
             own = {id(one): (await selected([one]))[0] for one in (*firsts, *seconds)}
-            for (one, first), (two, second) in itertools.product(
-                zip(KINDS, firsts, strict=True), zip(KINDS, seconds, strict=True)
+            for (n, one, first), (m, two, second) in itertools.product(
+                zip(range(len(KINDS)), KINDS, firsts, strict=True), zip(range(len(KINDS)), KINDS, seconds, strict=True)
             ):
                 images, bookmarks, repeated = await selected([first, second])
                 named = identities(own[id(first)]) + identities(own[id(second)])
                 assert Counter(identities(images)) == Counter(set(named)), (one, two)
                 assert repeated == len(named) - len(set(named)), (one, two)
+                if m not in {n, (n + 1) % len(KINDS)}:
+                    continue  # resuming depends on each of the two, not on the pair
                 at = max(1, len(images) - 2)
                 rest, again = await resumed([first, second], images[:at], bookmarks[:at])
                 assert (identities(rest), again) == (identities(images[at:]), repeated), (one, two)

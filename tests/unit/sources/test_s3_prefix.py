@@ -18,6 +18,8 @@ from fake_s3 import AT, FakeS3, s3_error
 from listings import FakeBucket
 from virtual import run_virtual
 
+PRINTABLE = st.characters(exclude_categories=["C", "Z"], include_characters=" ")
+
 
 def bucket_of(keys: list[str], **more: Any) -> FakeS3:
     return FakeS3({f"b/{key}": b"7 bytes" for key in keys}, page_size=2, **more)
@@ -171,7 +173,7 @@ def test_a_listing_resumes_after_an_error_of_any_request() -> None:
         run_virtual(main)
 
 
-@given(st.sets(st.text(min_size=1, max_size=3).filter(lambda key: key.isprintable()), max_size=40), st.text(max_size=2))
+@given(st.sets(st.text(PRINTABLE, min_size=1, max_size=3), max_size=40), st.text(max_size=2))
 def test_keys_are_listed_in_the_order_of_their_utf8_bytes(keys: set[str], after: str) -> None:
     bucket = FakeBucket(keys, page_size=2)
     assert run_virtual(keys_of, bucket, after) == bucket.behind(after)
