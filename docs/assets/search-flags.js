@@ -1,4 +1,4 @@
-// The search takes a leading "-" for "pages without this word", so a search for --max-cost finds nothing; remove it.
+// The search takes a leading "-" for "pages without this word", so --max-cost finds nothing; remove it.
 addEventListener(
   "input",
   ({ target }) => {
