@@ -61,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files of the repository into links to pages of the site."""
     name = page.file.src_uri
+    if page.parent is None or len(page.parent.children) == 1:
+        page.meta["hide"] = ["navigation"]  # a list of this page alone
     folder = posixpath.dirname(_SOURCE_OF.get(name, f"docs/{name}"))
 
     def rewrite(match: re.Match[str]) -> str:
@@ -203,10 +205,12 @@ def _command(command: Any, path: str) -> Iterator[str]:
         heading = getattr(each, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
         name = each.name if is_argument else _long(each)
         sections.setdefault(heading, []).append(
-            f"`{record[0]}`{{ #{flag_id(path, name)} }}\n:   {_escape(record[1])}\n\n"
+            f"`{record[0].partition(' <')[0]}`{{ #{flag_id(path, name)} }}\n:   {_escape(record[1])}\n\n"
         )
+    is_page = path.count(" ") == 1 and not hasattr(command, "commands")  # and has no other command
     for heading, entries in sections.items():
-        yield f"**{heading}**\n\n{''.join(entries)}"
+        title = f"## {heading}" if is_page else f"**{heading}**"
+        yield f"{title}\n\n{''.join(entries)}"
 
 
 def _escape(text: str) -> str:
