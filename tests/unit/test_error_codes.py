@@ -46,7 +46,7 @@ CLASSES = {
     if isinstance(each, type) and issubclass(each, BatchclError)
 }
 FAILED_IMAGES = "Failed images"
-REFUSALS = {ErrorCode.CALLS_REJECTED, ErrorCode.CLOCK_WRONG, ErrorCode.PROXY, ErrorCode.QUOTA_REACHED}
+REFUSALS = {ErrorCode.CALLS_REJECTED, ErrorCode.CLOCK_WRONG, ErrorCode.QUOTA_REACHED}
 """Codes that only the table in `batchcl.aws.errors` names, for the codes of services."""
 
 OF_SERVICE = {"AccessDeniedException", "InternalServerError", "InvalidS3ObjectException"}

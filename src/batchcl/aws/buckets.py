@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, ProxyConnectionError
 
 from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_code_for, error_message
 from batchcl.aws.session import Aws
@@ -117,6 +117,8 @@ def s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Bat
             f"{doing} failed: {bucket!r} is not a valid bucket name; write it like s3://bucket/prefix",
             code=ErrorCode.NO_SUCH_BUCKET,
         )
+    if isinstance(error, ProxyConnectionError):
+        return UnreachableError(f"{doing} failed: {error}; check HTTPS_PROXY and HTTP_PROXY", code=ErrorCode.PROXY)
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, ProxyConnectionError, SSLError
 
 from batchcl.errors import (
     BatchclError,
@@ -396,6 +396,10 @@ def translate_errors(
     except SSLError as error:
         raise UnreachableError(
             f"{doing} failed: {error}; set AWS_CA_BUNDLE to your CA's file", code=ErrorCode.TLS
+        ) from error
+    except ProxyConnectionError as error:
+        raise UnreachableError(
+            f"{doing} failed: {error}; check HTTPS_PROXY and HTTP_PROXY", code=ErrorCode.PROXY
         ) from error
     except BotoCoreError as error:
         raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error

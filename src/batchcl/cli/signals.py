@@ -66,7 +66,7 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
         nonlocal error
         kind = InterruptedRunError if number is signal.SIGINT else StoppedError
         if error is None:
-            error = kind(_reason(number))
+            error = kind(_reason(number), code=ErrorCode.INTERRUPTED)
             timers.callback(_end_process_after(GRACE_S, number).cancel)
         scope.cancel()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import EndpointConnectionError, ProxyConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,6 +207,7 @@ def test_stop_names_the_model() -> None:
         (refused("ProvisionedThroughputExceededException"), UnreachableError, "try again later"),
         (refused("InternalServerError", 500), UnreachableError, "try again later"),
         (SILENT, UnreachableError, "check the region, the endpoint and the network"),
+        (ProxyConnectionError(proxy_url="http://p"), UnreachableError, "check HTTPS_PROXY and HTTP_PROXY"),
         (refused("ResourceInUseException"), ModelError, "ResourceInUseException: said so"),
     ],
 )
