@@ -48,11 +48,11 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
 class Batchcl(subprocess.Popen[bytes]):
-    """A process that runs `batchcl WORDS`, with the default action of SIGHUP even if the tests run under `nohup`."""
+    """A process that runs `batchcl WORDS`. No signal is ignored, even if the tests run in the background or `nohup`."""
 
     def __init__(self, *words: object, env: Mapping[str, str], **settings: Any) -> None:
         command = [sys.executable, "-m", "batchcl", *map(str, words)]
-        super().__init__(command, env=dict(env), preexec_fn=_reset_sighup, **settings)
+        super().__init__(command, env=dict(env), preexec_fn=_reset_signals, **settings)
 
     def _execute_child(self, *given: Any) -> None:
         """What `Popen` calls to fork and exec."""
@@ -67,8 +67,9 @@ class Batchcl(subprocess.Popen[bytes]):
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
-def _reset_sighup() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _reset_signals() -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
 
 
 def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
