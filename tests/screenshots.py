@@ -50,8 +50,7 @@ def _live_panel(root: Path) -> str:
     words = (
         "run demo/images --model digits@v1 --out photos --run-id 2026-11-29 --emulator --emulator-state demo/emulator"
     )
-    os.chdir(root)
-    start = partial(subprocess.Popen, [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"])
+    start = partial(subprocess.Popen, [sys.executable, "-m", "batchcl", *words.split(), "--max-tps", "20"], cwd=root)
     with on_terminal(start, os.environ, columns=_COLUMNS, rows=_ROWS) as (
         terminal,
         _process,
