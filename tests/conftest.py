@@ -6,9 +6,11 @@ import fcntl
 import gc
 import os
 import subprocess
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir
 from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -84,8 +86,29 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest tests first: otherwise one of them begins when the other workers have nothing left to do."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in _LONGEST))
+    """Order the tests so that both processors are busy all the time.
+
+    Each worker of pytest-xdist gets consecutive tests to begin with. It starts with its part of the longest ones:
+    otherwise one of them begins when the other workers have nothing left to do. Then it has files of each folder:
+    tests of some folders compute, those of others mostly wait for processes.
+    """
+    longest: dict[Path, list[pytest.Item]] = defaultdict(list)
+    others: dict[Path, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        (longest if any(name in item.nodeid for name in _LONGEST) else others)[item.path].append(item)
+    before: dict[Path, int] = {}
+    sizes: Counter[Path] = Counter()
+    for path, found in others.items():
+        before[path] = sizes[path.parent]
+        sizes[path.parent] += len(found)
+    spread = sorted(others, key=lambda path: before[path] / sizes[path.parent])
+    rest = chain.from_iterable(others[path] for path in spread)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ends = [len(items) * (n + 1) // workers for n in range(workers)]
+    items.clear()
+    for n, end in enumerate(ends):
+        items += chain.from_iterable(list(longest.values())[n::workers])
+        items += islice(rest, end - len(items))
 
 
 @pytest.fixture(scope="session", autouse=True)
