@@ -81,14 +81,16 @@ class Demo:
 def already_trained(demo: Demo) -> str:
     """Lines of Python before a script, which then finds the demo's model trained in each new state."""
     return f"""
-import shutil
+import os, shutil
 from batchcl.emulator import demo as _demo
-_write = _demo.demo_buckets
-def _demo_buckets(state):
+_train = _demo.demo_model
+async def _demo_model(state):
     if not (state / "buckets").exists():
-        shutil.copytree({str(demo.state)!r}, state, dirs_exist_ok=True)
-    return _write(state)
-_demo.demo_buckets = _demo_buckets
+        shutil.copytree(
+            {str(demo.state)!r}, state, copy_function=os.link, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True
+        )
+    return await _train(state)
+_demo.demo_model = _demo_model
 """
 
 

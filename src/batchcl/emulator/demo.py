@@ -17,9 +17,11 @@ import anyio.to_thread
 import orjson
 from botocore.config import Config
 
+from batchcl.arns import ModelArn
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
-from batchcl.emulator.settings import EmulatorSettings
+from batchcl.emulator.settings import ACCOUNT, EmulatorSettings
+from batchcl.emulator.state import EmulatorState
 from batchcl.errors import ErrorCode, ModelError, RefusedError
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["DemoData", "demo_buckets", "demo_data", "demo_folders", "demo_model", "ensure_model"]
 
 _BUCKET: Final = "digits"
+_PROJECT: Final = "digits"
+_VERSION: Final = "v1"
+_REGION: Final = "us-east-1"
 _TRAINING_IMAGES: Final = 1000
 _TEST_IMAGES: Final = 300
 _SEED: Final = 7
@@ -53,10 +58,27 @@ async def demo_model(state: Path) -> str:
         RefusedError: `state` can't be written, or the emulator doesn't start.
         ModelError: the training failed.
     """
+    trained = await anyio.to_thread.run_sync(_trained_model, state)
+    if trained is not None:
+        return trained
     buckets = await anyio.to_thread.run_sync(demo_buckets, state)
     settings = EmulatorSettings(state=state, buckets=buckets, exit_with_parent=True)
     async with running_emulator(settings) as emulator:
         return await ensure_model(emulator.endpoint_url, bucket=_BUCKET, test_manifest=None)
+
+
+def _trained_model(state: Path) -> str | None:
+    """The ARN of the demo model if it can be started, found without starting an emulator."""
+    stored = EmulatorState.open(state)
+    try:
+        for version in stored.versions.values():
+            model = ModelArn.parse(version.arn)
+            usable = version.gone is None and version.status in {"TRAINING_COMPLETED", "STOPPED"}
+            if usable and (model.account, model.region, model.name) == (ACCOUNT, _REGION, f"{_PROJECT}@{_VERSION}"):
+                return version.arn
+    finally:
+        stored.close()
+    return None
 
 
 def demo_buckets(state: Path) -> Path:
@@ -140,9 +162,9 @@ async def ensure_model(
     bucket: str,
     train_manifest: str = "train.manifest",
     test_manifest: str | None = "test.manifest",
-    project: str = "digits",
-    version: str = "v1",
-    region: str = "us-east-1",
+    project: str = _PROJECT,
+    version: str = _VERSION,
+    region: str = _REGION,
     access_key_id: str = "emulator",
     secret_access_key: str = "emulator",  # noqa: S107 - the emulator's built-in, not a secret
     timeout_s: float = 300.0,

@@ -161,9 +161,9 @@ async def _running(settings: EmulatorSettings, *, demo_model: bool) -> AsyncIter
             require_extra("emulator", "the demo model")
             from batchcl.emulator import demo
 
-            buckets = await anyio.to_thread.run_sync(demo.demo_buckets, settings.state)
             model = await demo.demo_model(settings.state)
             if settings.buckets is None and settings.s3_endpoint_url is None:
+                buckets = await anyio.to_thread.run_sync(demo.demo_buckets, settings.state)
                 settings = replace(settings, buckets=buckets)
         emulator = await stack.enter_async_context(running_emulator(settings))
         yield replace(emulator, model=model)

@@ -16,7 +16,7 @@ import boto3
 import pytest
 
 from batchcl.emulator import Emulator, EmulatorSettings, running
-from batchcl.emulator.demo import ensure_model
+from batchcl.emulator.demo import demo_model, ensure_model
 from batchcl.emulator.process import running_emulator
 from batchcl.errors import ModelError, RefusedError
 from processes import Batchcl
@@ -93,7 +93,24 @@ def test_running_works_with_with_beside_an_event_loop(demo: Demo) -> None:
             return emulator.pid
 
     with copied(demo.state) as state:
+        (state / "buckets").symlink_to(demo.state / "buckets")
         assert gone(anyio.run(go, state))
+
+
+def test_a_trained_demo_model_is_found_without_its_images(demo: Demo) -> None:
+    with copied(demo.state) as state:
+        assert anyio.run(demo_model, state) == demo.arn
+        assert not (state / "buckets").exists()
+
+
+def test_a_demo_model_that_failed_is_not_used(demo: Demo) -> None:
+    with copied(demo.state) as state:
+        (state / "buckets").symlink_to(demo.state / "buckets")
+        text = (state / "state.json").read_text()
+        assert text.count('"TRAINING_COMPLETED"') == 1
+        (state / "state.json").write_text(text.replace('"TRAINING_COMPLETED"', '"TRAINING_FAILED"'))
+        with pytest.raises(ModelError, match=r"training .* failed"):
+            anyio.run(demo_model, state)
 
 
 def test_an_interrupted_block_leaves_no_process() -> None:
