@@ -30,7 +30,9 @@ __all__ = ["Classifier", "train_classifier"]
 _PENALTY: Final = 0.1
 _FOLDS: Final = 5
 _LANDMARKS: Final = 800
-_SHIFTS: Final = tuple((down, right) for down in (0, -4, 4) for right in (0, -4, 4))
+_SHIFT: Final = 4
+"""Pixels by which pictures are shifted, with their border repeated."""
+_SHIFTS: Final = tuple((down, right) for down in (0, -_SHIFT, _SHIFT) for right in (0, -_SHIFT, _SHIFT))
 _MAX_IMAGES_SHIFTED: Final = 2_000
 
 
@@ -102,8 +104,10 @@ def train_classifier(
     described = np.empty((len(shifts), len(pictures), len(describe(pictures[0]))), np.float32)
     for n, picture in enumerate(pictures):
         check()
-        for s, way in enumerate(shifts):
-            described[s, n] = describe(_shifted(picture, *way))
+        wide = np.pad(picture, ((_SHIFT, _SHIFT), (_SHIFT, _SHIFT), (0, 0)), mode="edge")
+        for s, (down, right) in enumerate(shifts):
+            top, left = _SHIFT - down, _SHIFT - right
+            described[s, n] = describe(np.ascontiguousarray(wide[top : top + SIDE, left : left + SIDE]))
     rng = np.random.default_rng(seed)
     flat = described.reshape(-1, described.shape[-1])
     landmarks = flat[np.sort(rng.permutation(len(flat))[:_LANDMARKS])]
@@ -143,15 +147,6 @@ def _whitening(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
     """The inverse square root of the similarity matrix of the landmarks."""
     values, vectors = np.linalg.eigh(similarity.astype(np.float64))
     return np.asarray((vectors / np.sqrt(np.maximum(values, 1e-6))) @ vectors.T, np.float32)
-
-
-def _shifted(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
-    """The picture shifted by a few pixels, with its border repeated."""
-    if not (down or right):
-        return picture
-    rows = np.clip(np.arange(SIDE) - down, 0, SIDE - 1)
-    columns = np.clip(np.arange(SIDE) - right, 0, SIDE - 1)
-    return picture[rows][:, columns]
 
 
 def _ridge(

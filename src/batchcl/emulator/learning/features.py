@@ -6,6 +6,7 @@ blocks of 2x2 cells, L2-Hys normalisation.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -72,14 +73,20 @@ def cell_histograms(grey: NDArray[np.float32], *, cell: int) -> NDArray[np.float
     position += (position < 0) * np.float32(_BINS)  # modulo takes ten times as long
     lower = np.floor(position).astype(np.intp)
     share = position - lower
-    lower %= _BINS
-    of_row = np.arange(rows).repeat(cell)[:, None] * columns
-    first = (of_row + np.arange(columns).repeat(cell)[None, :]) * _BINS
+    lower *= lower != _BINS  # modulo takes twice as long
+    first = _first_bins(rows, columns, cell)
     upper = np.where(lower == _BINS - 1, 0, lower + 1)
     size = rows * columns * _BINS
     total = np.bincount((first + lower).ravel(), (strength * (1 - share)).ravel(), minlength=size)
     total += np.bincount((first + upper).ravel(), (strength * share).ravel(), minlength=size)
     return total.astype(np.float32).reshape(rows, columns, _BINS)
+
+
+@lru_cache(maxsize=64)
+def _first_bins(rows: int, columns: int, cell: int) -> NDArray[np.intp]:
+    """For each pixel, the index of its cell's first orientation."""
+    of_row = np.arange(rows).repeat(cell)[:, None] * columns
+    return (of_row + np.arange(columns).repeat(cell)[None, :]) * _BINS
 
 
 def block_map(cells: NDArray[np.float32]) -> NDArray[np.float32]:
