@@ -585,7 +585,7 @@ def utcnow() -> dt.datetime:
 def run_simulation(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, start_s: float = 0.0) -> T:
     """`run_virtual` without threads: their work is done in the loop, which is deterministic and many times faster."""
     with mock.patch("anyio.to_thread.run_sync", _run_here):
-        return run_virtual(fn, *args, start_s=start_s)
+        return run_virtual(fn, *args, start_s=start_s, is_alone=True)
 
 
 async def _run_here(func: Callable[[*Ts], T], *args: *Ts, **_options: object) -> T:
