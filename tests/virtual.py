@@ -35,13 +35,14 @@ class VirtualTimeError(AssertionError):
 class _JumpingSelector(selectors.DefaultSelector):
     """Advances the clock to the next timer instead of waiting for it."""
 
-    def __init__(self, *, max_turns: int, max_s: float, grace_s: float) -> None:
+    def __init__(self, *, max_turns: int, max_s: float, grace_s: float, is_alone: bool) -> None:
         super().__init__()
         self.now_s = 0.0
         self.threads_busy: Callable[[], bool] = lambda: False
         self._max_turns = max_turns
         self._max_s = max_s
         self._grace_s = grace_s
+        self._is_alone = is_alone
         self._turns = 0
         self._stuck_since_s: float | None = None
 
@@ -54,7 +55,9 @@ class _JumpingSelector(selectors.DefaultSelector):
             raise VirtualTimeError(message)
         busy = self.threads_busy()
         jumps = timeout is not None and timeout > 0 and not busy
-        events: list[tuple[selectors.SelectorKey, int]] = super().select(self._grace_s if jumps else 0)
+        events: list[tuple[selectors.SelectorKey, int]] = []
+        if busy or not self._is_alone:
+            events = super().select(self._grace_s if jumps else 0)
         if events or timeout == 0:
             self._stuck_since_s = None
             if events:
@@ -90,8 +93,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An asyncio loop whose `time()` advances only when no task is ready."""
 
-    def __init__(self, *, max_turns: int, max_s: float, grace_s: float, start_s: float) -> None:
-        self._jumping = _JumpingSelector(max_turns=max_turns, max_s=start_s + max_s, grace_s=grace_s)
+    def __init__(self, *, max_turns: int, max_s: float, grace_s: float, start_s: float, is_alone: bool = False) -> None:
+        self._jumping = _JumpingSelector(max_turns=max_turns, max_s=start_s + max_s, grace_s=grace_s, is_alone=is_alone)
         self._jumping.now_s = start_s
         self._jumping.threads_busy = self._threads_busy
         self._in_executor = 0
@@ -128,6 +131,7 @@ def run_virtual(
     max_s: float = 30 * 86_400.0,
     grace_s: float = 0.0,
     start_s: float = 0.0,
+    is_alone: bool = False,
 ) -> T:
     """Run `fn(*args)` in virtual time and return its result.
 
@@ -138,6 +142,8 @@ def run_virtual(
         max_s: maximum duration in virtual seconds.
         grace_s: real seconds to wait for other threads and sockets before each jump.
         start_s: initial time of the clock.
+        is_alone: there are no sockets, signals and threads but those of asyncio and anyio, so others are not polled for
+            events in each turn.
 
     Raises:
         VirtualTimeError: the code spins, polls for longer than `max_s`, is deadlocked, or a thread does not end.
@@ -152,6 +158,6 @@ def run_virtual(
             return await fn(*args)
 
     def loop_factory() -> VirtualLoop:
-        return VirtualLoop(max_turns=max_turns, max_s=max_s, grace_s=grace_s, start_s=start_s)
+        return VirtualLoop(max_turns=max_turns, max_s=max_s, grace_s=grace_s, start_s=start_s, is_alone=is_alone)
 
     return anyio.run(main, backend="asyncio", backend_options={"loop_factory": loop_factory})

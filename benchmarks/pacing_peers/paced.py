@@ -48,17 +48,15 @@ class Paced:
 
     def _turn(self) -> None:
         now, pace = self._loop.now, self._pace
-        due_at = max(self._last_at + 1 / pace.rate_tps, now - 0.05)
-        if due_at > now:
-            self._loop.at(min(due_at, now + _LOOK_AGAIN_S), self._turn)
-        elif self._in_flight >= self._most:
-            self._waits = True
-        else:
+        while (due_at := max(self._last_at + 1 / pace.rate_tps, now - 0.05)) <= now:
+            if self._in_flight >= self._most:
+                self._waits = True
+                return
             self._last_at = due_at
             self._in_flight += 1
             pace.sent(now)
             self._line.call(self._answered)
-            self._loop.at(now, self._turn)
+        self._loop.at(min(due_at, now + _LOOK_AGAIN_S), self._turn)
 
     def _answered(self, accepted: bool, sent_at: float) -> None:
         self._in_flight -= 1

@@ -74,10 +74,11 @@ class Capacity:
     def tps(self, at: float) -> float:
         """The rate at a moment; the last one goes on for ever."""
         after = bisect_right(self._times, at)
-        if after == len(self._times):
-            return self._rates[-1]
+        low = self._rates[after - 1]
+        high = low if after == len(self._times) else self._rates[after]
+        if low == high:
+            return low
         begin, end = self._times[after - 1], self._times[after]
-        low, high = self._rates[after - 1], self._rates[after]
         return low + (high - low) * (at - begin) / (end - begin)
 
     def served_by(self, at: float) -> float:

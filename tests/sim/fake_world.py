@@ -222,10 +222,11 @@ class FaultyStore(Store):
         return await self._do(lambda: self._folders(prefix), OperationKind.READ)
 
     def list_sync(self, prefix: str) -> list[StoredFile]:
+        below = f"{prefix}/" if prefix else ""
         return [
-            StoredFile(path, len(data), str(hash(data)))
-            for path, data in sorted(self._files.items())
-            if _below(prefix, path) and not path.rpartition("/")[2].startswith(".")
+            StoredFile(path, len(self._files[path]), str(hash(self._files[path])))
+            for path in sorted(path for path in self._files if path.startswith(below))
+            if not path.rpartition("/")[2].startswith(".")
         ]
 
     def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
@@ -241,12 +242,9 @@ class FaultyStore(Store):
         return self._files.setdefault(path, data) is data
 
     def _folders(self, prefix: str) -> list[str]:
-        rests = [path.removeprefix(f"{prefix}/") for path in self._files if _below(prefix, path)]
+        below = f"{prefix}/" if prefix else ""
+        rests = [path.removeprefix(below) for path in self._files if path.startswith(below)]
         return sorted({rest.partition("/")[0] for rest in rests if "/" in rest and not rest.startswith(".")})
-
-
-def _below(prefix: str, path: str) -> bool:
-    return not prefix or path.startswith(f"{prefix}/")
 
 
 class FakeModelManager(ModelManager):
@@ -585,7 +583,7 @@ def utcnow() -> dt.datetime:
 def run_simulation(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, start_s: float = 0.0) -> T:
     """`run_virtual` without threads: their work is done in the loop, which is deterministic and many times faster."""
     with mock.patch("anyio.to_thread.run_sync", _run_here):
-        return run_virtual(fn, *args, start_s=start_s)
+        return run_virtual(fn, *args, start_s=start_s, is_alone=True)
 
 
 async def _run_here(func: Callable[[*Ts], T], *args: *Ts, **_options: object) -> T:

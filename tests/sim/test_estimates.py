@@ -89,7 +89,7 @@ def test_ten_jobs_cost_what_was_estimated_after_one_night():
         world, rows = nights(), []
         await world.night(1200, Units(2), name="learned")
         for number in range(10):
-            images, units = round(400 * 1.14**number), 1 + number % 5
+            images, units = round(250 * 1.14**number), 1 + number % 5
             estimate = (await world.measurements()).estimate(images, Units(units), limits=LIMITS)
             before, world.models.start_s = world.models.billed_unit_s(), world.rng.uniform(240, 480)
             end = await world.night(images, Units(units), name=f"{number:02}")

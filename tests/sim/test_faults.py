@@ -1,14 +1,14 @@
 """A fault at every operation of a run: the next sessions complete it, with one row per image.
 
-At the output root and at calls each kind of fault is injected at every third operation, and at all of them with
-`BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_faults.py`.
+At the output root and at calls the kinds of faults take turns, so that together they hit each operation. Each kind is
+injected at all of them with `BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_faults.py`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -40,8 +40,12 @@ ERRORS = [FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER]
 ENDS = [*ERRORS, FaultKind.CANCEL_AFTER]
 """Crashes at the store are tested separately: they leave the files unchanged."""
 
-EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 3
-"""Each kind of fault begins at another operation, so that together they hit each one."""
+REQUESTS = [FaultKind.ERROR_BEFORE, FaultKind.CRASH_BEFORE, FaultKind.CANCEL_BEFORE]
+"""A request to the list or the model changes nothing here: before it is as after it."""
+
+EVERYWHERE = "BATCHCL_CONCURRENT_SEEDS" in os.environ
+EVERY = 1 if EVERYWHERE else 3
+"""A fault whose kind is the only one is injected at every third operation."""
 
 FEWER = 20
 """Images of the runs that are retried; a round writes as much per shard as a run."""
@@ -116,8 +120,13 @@ def inject_at_each(
     error: Callable[[], BatchclError] | None = None,
     *,
     start: Callable[[], FakeWorld] = world,
+    turns: Sequence[FaultKind] = (),
+    step: int = 1,
 ) -> int:
-    """Inject the fault at each operation and resume the run; returns the number of operations, which is rounded up."""
+    """Inject the fault and resume the run; returns the number of operations, which is rounded up.
+
+    At each operation, at those of its turn among the kinds `turns`, or at each `step`th one.
+    """
 
     def scene(n: int) -> bool:
         async def main() -> bool:
@@ -130,13 +139,14 @@ def inject_at_each(
 
         return run_simulation(main)
 
-    has_many = operation in {OperationKind.STORE, OperationKind.CALL}
-    return inject_everywhere(scene, **steps(kind) if has_many else {})
+    return inject_in_turn(scene, kind, turns) if turns else inject_everywhere(scene, step=step)
 
 
-def steps(kind: FaultKind) -> dict[str, int]:
-    """At which of many operations a fault of this kind is injected."""
-    return {"begin": list(FaultKind).index(kind) % EVERY, "step": EVERY}
+def inject_in_turn(scene: Callable[[int], bool], kind: FaultKind, kinds: Sequence[FaultKind]) -> int:
+    """`inject_everywhere` at the operations at which it is the turn of `kind`."""
+    if EVERYWHERE:
+        return inject_everywhere(scene)
+    return inject_everywhere(scene, begin=kinds.index(kind), step=len(kinds))
 
 
 def assert_end_is_true(end: Summary | BatchclError | None, troubled: FakeWorld, faults: FaultInjector) -> None:
@@ -152,12 +162,13 @@ def assert_end_is_true(end: Summary | BatchclError | None, troubled: FakeWorld, 
 
 @pytest.mark.parametrize("kind", [*ENDS, FaultKind.CANCEL_BEFORE], ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation(kind):
-    assert inject_at_each(OperationKind.STORE, kind) > 5 * IMAGES / SHARD_SIZE
+    count = inject_at_each(OperationKind.STORE, kind, turns=[*ENDS, FaultKind.CANCEL_BEFORE])
+    assert count > 5 * IMAGES / SHARD_SIZE
 
 
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation_of_a_slow_run(kind):
-    assert inject_at_each(OperationKind.STORE, kind, start=slow_world) > FEWER
+    assert inject_at_each(OperationKind.STORE, kind, start=slow_world, turns=ENDS) > FEWER
 
 
 def test_the_process_is_killed_between_any_two_operations():
@@ -186,23 +197,24 @@ def test_the_process_is_killed_between_any_two_operations():
 
 
 def test_the_process_is_killed_at_any_call():
-    assert 17 <= inject_at_each(OperationKind.CALL, FaultKind.CRASH_AFTER, start=slow_world) < 17 + EVERY
+    end = inject_at_each(OperationKind.CALL, FaultKind.CRASH_AFTER, start=slow_world, step=EVERY)
+    assert 17 <= end < 17 + EVERY
 
 
 @pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
 def test_any_call_fails_or_loses_its_answer(kind):
-    assert inject_at_each(OperationKind.CALL, kind) >= 12
+    assert inject_at_each(OperationKind.CALL, kind, turns=list(FaultKind)) >= 12
 
 
 def test_a_fatal_error_at_any_call_ends_the_run_resumably():
     def error() -> FatalCallError:
         return FatalCallError("denied", code="AccessDeniedException", status=400)
 
-    end = inject_at_each(OperationKind.CALL, FaultKind.ERROR_BEFORE, error, start=slow_world)
+    end = inject_at_each(OperationKind.CALL, FaultKind.ERROR_BEFORE, error, start=slow_world, step=EVERY)
     assert 17 <= end < 17 + EVERY
 
 
-@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.value)
 @pytest.mark.parametrize("operation", [OperationKind.PAGE, OperationKind.MODEL], ids=lambda operation: operation.value)
 def test_the_list_or_the_model_fails_at_any_request(operation, kind):
     assert inject_at_each(operation, kind) >= 3
@@ -280,7 +292,7 @@ def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
 
         return run_simulation(main)
 
-    assert inject_everywhere(scene, **steps(kind)) > (FEWER / 2 if kind.after else FEWER)
+    assert inject_in_turn(scene, kind, ENDS) > (FEWER / 2 if kind.after else FEWER)
 
 
 @pytest.mark.parametrize("resolved", ROUNDS)

@@ -15,9 +15,8 @@ from batchcl.runs.layout import pace_path
 from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
-from sim.fake_world import MODEL, FakeWorld, FaultInjector, FaultyStore, utcnow
+from sim.fake_world import MODEL, FakeWorld, FaultInjector, FaultyStore, run_simulation, utcnow
 from sim.service import Service, image
-from virtual import run_virtual
 
 PACE = pace_path(MODEL, "")
 
@@ -51,11 +50,11 @@ def learned(files: dict[str, bytes]) -> float:
 
 def test_the_next_run_starts_with_the_learned_rate() -> None:
     first = world(30)
-    assert isinstance(run_virtual(first.run), Summary)
+    assert isinstance(run_simulation(first.run), Summary)
     assert abs(learned(first.files) - 30) < 1.5
     second = world(30)
     second.files[PACE] = first.files[PACE]
-    assert isinstance(run_virtual(second.run), Summary)
+    assert isinstance(run_simulation(second.run), Summary)
 
     def in_first_seconds(one: FakeWorld) -> int:
         begin = min(one.service.sent_at)
@@ -76,7 +75,7 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
         latency_s=lambda rng: rng.uniform(0.1, 0.3),
         fault=denied_later,
     )
-    end = run_virtual(stopped.run)
+    end = run_simulation(stopped.run)
     assert isinstance(end, StoppedError)
     assert abs(learned(stopped.files) - 30) < 1.5
 
@@ -91,7 +90,7 @@ def throttled_from(at_s: float, *, images: int = 10_000) -> FakeWorld:
 
 
 def test_a_run_with_only_throttled_calls_ends_after_15_minutes() -> None:
-    end = run_virtual(throttled_from(0.0).run)
+    end = run_simulation(throttled_from(0.0).run)
     assert isinstance(end, StoppedError)
     assert "15 minutes" in str(end)
     assert "Provisioned Rate exceeded" in str(end)
@@ -102,13 +101,13 @@ def test_a_run_with_only_throttled_calls_ends_after_15_minutes() -> None:
 
 def test_an_outage_does_not_lower_the_learned_rate() -> None:
     first = world(30)
-    run_virtual(first.run)
+    run_simulation(first.run)
     second = throttled_from(20.0)
     second.files[PACE] = first.files[PACE]
-    assert isinstance(run_virtual(second.run), StoppedError)
+    assert isinstance(run_simulation(second.run), StoppedError)
     assert learned(second.files) >= learned(first.files)
     third = throttled_from(60.0)
-    assert isinstance(run_virtual(third.run), StoppedError)
+    assert isinstance(run_simulation(third.run), StoppedError)
     assert learned(third.files) > 20, "what was refused in the end is no capacity"
 
 
@@ -128,8 +127,8 @@ def test_each_number_of_units_has_its_own_rate() -> None:
         ) as pacer:
             await throttled(pacer)
 
-    run_virtual(session, Units(1))
-    run_virtual(session, Units(1, 3))
+    run_simulation(session, Units(1))
+    run_simulation(session, Units(1, 3))
     assert set(files) == {pace_path(MODEL, "1"), pace_path(MODEL, "1:3")}
 
 
@@ -147,7 +146,7 @@ def test_a_failing_store_of_the_rate_does_not_end_the_run() -> None:
         ) as pacer:
             await throttled(pacer)
 
-    run_virtual(main)
+    run_simulation(main)
 
 
 def test_only_a_cancelled_session_that_learned_stores_a_rate() -> None:
@@ -168,7 +167,7 @@ def test_only_a_cancelled_session_that_learned_stores_a_rate() -> None:
 
     for learns in ([True], []):
         files: dict[str, bytes] = {}
-        run_virtual(main, files, learns)
+        run_simulation(main, files, learns)
         assert (PACE in files) == bool(learns)
 
 
@@ -176,7 +175,7 @@ def test_a_stored_rate_ten_times_too_high_is_corrected() -> None:
     for wrong in (3.0, 300.0):
         one = world(30)
         one.files[PACE] = f'{{"tps": {wrong}, "learned_at": "{dt.datetime.now(dt.UTC).isoformat()}"}}'.encode()
-        summary = run_virtual(one.run)
+        summary = run_simulation(one.run)
         assert isinstance(summary, Summary)
         assert summary.throttled < 0.08 * summary.calls
         assert summary.seconds < 1500 / 30 * 1.6
@@ -209,14 +208,14 @@ def test_without_throttles_the_sustained_rate_is_a_lower_bound() -> None:
                     rate_tps = pacer.pace().rate_tps
         return rate_tps
 
-    run_virtual(session, 20.0)
+    run_simulation(session, 20.0)
     assert abs(learned(files) - 20) < 1
     assert b'"is_lower_bound":true' in files[PACE]
     first = files[PACE]
-    run_virtual(session, 10.0)
+    run_simulation(session, 10.0)
     assert files[PACE] == first
-    assert run_virtual(session, 1000.0) > 2 * 20
+    assert run_simulation(session, 1000.0) > 2 * 20
     assert learned(files) > 100
-    run_virtual(lambda: session(30.0, throttled_at_s=10.0))
+    run_simulation(lambda: session(30.0, throttled_at_s=10.0))
     assert learned(files) < 30
     assert b'"is_lower_bound":false' in files[PACE]

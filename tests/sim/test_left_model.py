@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Final, TypeVar
 
@@ -83,6 +84,18 @@ async def with_left_model() -> WorldWithModel:
     return left
 
 
+@cache
+def left_model() -> tuple[WorldWithModel, float]:
+    """The same, and the time."""
+
+    async def main() -> tuple[WorldWithModel, float]:
+        left = await with_left_model()
+        left.models.faults = FaultInjector()
+        return left, anyio.current_time()
+
+    return run_simulation(main)
+
+
 def test_a_run_waits_for_a_model_that_is_stopping():
     """Also when the machine's clock, unlike the run, is older than the time limit of the wait."""
 
@@ -106,17 +119,18 @@ def test_a_run_waits_for_a_model_that_is_stopping():
 )
 def test_a_second_session_stops_the_left_model_or_records_it(kind, begin, step):
     """At every second operation; at all of them with BATCHCL_CONCURRENT_SEEDS."""
+    world, now_s = left_model()
 
     def scene(n: int) -> bool:
         async def main() -> bool:
-            left, faults = await with_left_model(), FaultInjector(OperationKind.STORE, n, kind)
+            left, faults = deepcopy(world), FaultInjector(OperationKind.STORE, n, kind)
             await left.run(faults)
             assert left.status == "STOPPED" or await left.owns_model()
             await left.run_to_end()
             assert left.status == "STOPPED"
             return faults.fired
 
-        return run_simulation(main)
+        return run_simulation(main, start_s=now_s)
 
     steps = {} if EVERY == 1 else {"begin": begin, "step": step}
     assert inject_everywhere(scene, **steps) > (10 if kind.after else 20)

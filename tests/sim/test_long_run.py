@@ -44,7 +44,7 @@ FILES = FileReader()
 HOUR_S = 3600.0
 CRON_S = 300.0
 IS_LONG = "BATCHCL_SOAK_HOURS" in os.environ
-BETWEEN_H = 2.0 if IS_LONG else 0.5
+BETWEEN_H = 2.0 if IS_LONG else 0.25
 """Hours without faults before each fault of the night."""
 
 VALID_S = HOUR_S if IS_LONG else HOUR_S / 3
@@ -128,7 +128,7 @@ async def cron(world: FakeWorld, failing: Callable[[], bool], *, until: float) -
 
 
 def test_a_night_with_every_fault_scores_each_image_once():
-    count = 3_150 if IS_LONG else 850
+    count = 3_150 if IS_LONG else 500
     ends_at, outages = 0.0, []
     for length in (0.5, 1.0, 0.25, 1 / 6, 0.01):
         outages.append((ends_at + BETWEEN_H, ends_at + BETWEEN_H + length))

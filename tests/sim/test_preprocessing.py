@@ -107,7 +107,7 @@ class Run:
                 self.ended_at = anyio.current_time()
                 group.cancel_scope.cancel()
 
-        run_virtual(main)
+        run_virtual(main, is_alone=True)
         return self
 
     @staticmethod

@@ -14,9 +14,8 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
 from batchcl.scoring.session import RunContext
 from batchcl.summary import Summary
-from sim.fake_world import FakeWorld, FaultInjector, FaultyStore, utcnow
+from sim.fake_world import FakeWorld, FaultInjector, FaultyStore, run_simulation, utcnow
 from sim.service import Service, image
-from virtual import run_virtual
 
 HOURS = float(os.environ.get("BATCHCL_SOAK_HOURS", "0.25"))
 HOUR_S = 3600.0
@@ -121,7 +120,7 @@ def test_memory_stays_flat_over_a_day_of_calls_and_failures():
 
     tracemalloc.start()
     try:
-        end = run_virtual(main)
+        end = run_simulation(main)
     finally:
         tracemalloc.stop()
     assert isinstance(end, Summary)

@@ -57,7 +57,8 @@ class RateController:
 
     def __init__(self, *, start_tps: float = START_TPS, learned: bool = False, ceiling_tps: float = math.inf) -> None:
         self._ceiling_tps = ceiling_tps
-        self._rate_tps = self._capacity_tps = max(FLOOR_TPS, start_tps)
+        self._rate_tps = max(FLOOR_TPS, start_tps)
+        self._set_capacity(self._rate_tps)
         self._doubling = not learned
         self._age_s = self._recovery_s  # position on the curve: seconds since the cut in which the rate was used
         self._cut_at = -math.inf
@@ -146,9 +147,9 @@ class RateController:
         if self._sent and sent_at >= self._sent[0]:
             self._sent.pop()
 
-    @property
-    def _recovery_s(self) -> float:
-        return _RECOVERY_S * math.pow(self._capacity_tps, _RECOVERY_POWER)
+    def _set_capacity(self, tps: float) -> None:
+        self._capacity_tps = tps
+        self._recovery_s = _RECOVERY_S * math.pow(tps, _RECOVERY_POWER)
 
     def _grow(self, elapsed_s: float) -> None:
         if self._rate_tps >= self._ceiling_tps:
@@ -162,16 +163,17 @@ class RateController:
     def _cut(self, now: float, *, by_model: bool) -> None:
         """Set the capacity to the accepted rate of the window, and the rate below it."""
         self._measure_chance(now)
-        sent, self._capacity_tps = self._sent, self._rate_tps
+        sent, capacity_tps = self._sent, self._rate_tps
         if len(sent) > 1 and sent[-1] > sent[0]:
             sent_tps = (len(sent) - 1) / (sent[-1] - sent[0])
             accepted_tps = sent_tps * (1 - len(self._refused) / len(sent)) / (1 - self._chance)
-            self._capacity_tps = max(FLOOR_TPS, min(self._rate_tps, accepted_tps))
+            capacity_tps = max(FLOOR_TPS, min(self._rate_tps, accepted_tps))
+        self._set_capacity(capacity_tps)
         if by_model and self._answered_since_cut:
-            self._found_tps = self._capacity_tps
+            self._found_tps = capacity_tps
         self._doubling, self._below_limit, self._answered_since_cut = False, True, False
         self._age_s = 0.0
-        self._rate_tps = self._capacity_tps * (1 - _CUT)
+        self._rate_tps = capacity_tps * (1 - _CUT)
         self._cut_at = now
         self._sent.clear()
         self._refused.clear()
@@ -191,6 +193,7 @@ class RateController:
         self._below_limit, self._below_calls, self._below_refused = False, 0, 0
 
     def _trim(self, now: float) -> None:
+        begin = now - _WINDOW_S
         for times in (self._sent, self._refused, self._answered):
-            while times and times[0] < now - _WINDOW_S:
+            while times and times[0] < begin:
                 times.popleft()

@@ -165,32 +165,31 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
         entries: one per image, as returned by `latest`.
         images: the images of the shard, with the columns of `IMAGES`.
     """
-    rows = of_status(entries, scored=False)
+    rows = of_status(entries, scored=False).select(["position", "status", "code", "round", "fit"])
     if not rows.num_rows:
         return []
-    import polars as pl
-
-    has_version = _has_version(images.take(rows["position"]))
-    frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
-        pl.Series("permanent", has_version, pl.Boolean()) & pl.col("code").is_in(PERMANENT_CODES)
-    )
-    skipped = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
+    has_version = _has_version(images.take(rows["position"])).to_pylist()
+    failures = list(zip(*rows.to_pydict().values(), has_version, strict=True))
+    skipped = [position for position, status, _, _, fit, _ in failures if status == "skipped" and not fit]
     fittable = {
         position
         for position, image in zip(skipped, ImageRows(images, skipped), strict=True)
         if not check_limits(image, fit=True)
     }
-    fittable_codes = [code for code, about in FAILURE_CODES.items() if about.fit_may_help]
-    failed = (pl.col("status") == "failed") & pl.col("code").is_in(fittable_codes)
-    groups = frame.select(
-        "position",
-        "status",
-        "code",
-        "round",
-        "permanent",
-        ~pl.col("fit") & (failed | pl.col("position").is_in(fittable)),
-    )
-    return [(position, FailureGroup(*group)) for position, *group in groups.iter_rows()]
+    fittable_codes = {code for code, about in FAILURE_CODES.items() if about.fit_may_help}
+    return [
+        (
+            position,
+            FailureGroup(
+                status,
+                code,
+                round_,
+                permanent=is_versioned and code in PERMANENT_CODES,
+                fit_may_help=not fit and (position in fittable or (status == "failed" and code in fittable_codes)),
+            ),
+        )
+        for position, status, code, round_, fit, is_versioned in failures
+    ]
 
 
 def count_fittable(failures: Mapping[FailureGroup, int]) -> int:

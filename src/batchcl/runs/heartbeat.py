@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Final
 
 from batchcl.events import Snapshot
@@ -18,10 +17,10 @@ _DIGITS: Final = {"elapsed_s": 3, "images_per_second": 2, "rate_tps": 2, "capaci
 
 def heartbeat_of(now: Snapshot) -> dict[str, Any]:
     """The counters as a heartbeat contains them."""
-    values = {
-        name: round(value, _DIGITS[name]) if name in _DIGITS and value is not None else value
-        for name, value in asdict(now).items()
-    }
+    values = {name: getattr(now, name) for name in Snapshot.__dataclass_fields__}
+    for name, digits in _DIGITS.items():
+        if values[name] is not None:
+            values[name] = round(values[name], digits)
     values["elapsed_s"] = values["elapsed_s"] if now.calls else 0.0
     return {_NAMES.get(name, name): value for name, value in values.items()}
 

@@ -21,7 +21,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -354,7 +354,7 @@ class RunLeaseHolder:
             ended=ended,
             settled=ended and self.settled,
         )
-        return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
+        return orjson.dumps(lease, option=orjson.OPT_UTC_Z)
 
 
 def _number(path: str) -> int:

@@ -7,7 +7,7 @@ until then the next `batchcl retry` continues it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import orjson
 import pyarrow as pa
@@ -63,9 +63,7 @@ async def open_round(store: Store, paths: RunPaths, wanted: Round) -> Round:
     if is_open:
         return await read_round(store, paths, last)
     new = Round(last + 1, wanted.codes, wanted.fit)
-    await store.put_exclusive(
-        paths.round(new.number), orjson.dumps(asdict(new)), what=f"the start of round {new.number}"
-    )
+    await store.put_exclusive(paths.round(new.number), orjson.dumps(new), what=f"the start of round {new.number}")
     return new
 
 

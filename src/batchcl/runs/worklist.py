@@ -273,7 +273,7 @@ def _decode_shard(data: bytes) -> pa.Table:
 
 def _encode_shard(images: pa.Table, bookmark: Bookmark) -> bytes:
     sink = io.BytesIO()
-    metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
+    metadata = {_BOOKMARK: orjson.dumps(bookmark)}
     pq.write_table(images.combine_chunks().replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
 

@@ -106,6 +106,8 @@ class Budget:
 
     def exceeded(self) -> StoppedError | None:
         """The error for the budget that is used up; None if none is, or this run does not pay for its model."""
+        if self._job.max_cost is None and self._job.monthly_budget is None:
+            return None
         reason = None if self._model_manager.dollars() is None else self._reason()
         return None if reason is None else StoppedError(reason, code=ErrorCode.BUDGET_USED_UP)
 
