@@ -59,6 +59,7 @@ class RateController:
         self._ceiling_tps = ceiling_tps
         self._rate_tps = self._capacity_tps = max(FLOOR_TPS, start_tps)
         self._doubling = not learned
+        self._recovery_s = _recovery_s(self._capacity_tps)  # from a cut back to the capacity
         self._age_s = self._recovery_s  # position on the curve: seconds since the cut in which the rate was used
         self._cut_at = -math.inf
         self._begun_at = math.inf
@@ -146,10 +147,6 @@ class RateController:
         if self._sent and sent_at >= self._sent[0]:
             self._sent.pop()
 
-    @property
-    def _recovery_s(self) -> float:
-        return _RECOVERY_S * math.pow(self._capacity_tps, _RECOVERY_POWER)
-
     def _grow(self, elapsed_s: float) -> None:
         if self._rate_tps >= self._ceiling_tps:
             return
@@ -167,6 +164,7 @@ class RateController:
             sent_tps = (len(sent) - 1) / (sent[-1] - sent[0])
             accepted_tps = sent_tps * (1 - len(self._refused) / len(sent)) / (1 - self._chance)
             self._capacity_tps = max(FLOOR_TPS, min(self._rate_tps, accepted_tps))
+        self._recovery_s = _recovery_s(self._capacity_tps)
         if by_model and self._answered_since_cut:
             self._found_tps = self._capacity_tps
         self._doubling, self._below_limit, self._answered_since_cut = False, True, False
@@ -191,6 +189,11 @@ class RateController:
         self._below_limit, self._below_calls, self._below_refused = False, 0, 0
 
     def _trim(self, now: float) -> None:
+        oldest = now - _WINDOW_S
         for times in (self._sent, self._refused, self._answered):
-            while times and times[0] < now - _WINDOW_S:
+            while times and times[0] < oldest:
                 times.popleft()
+
+
+def _recovery_s(capacity_tps: float) -> float:
+    return _RECOVERY_S * math.pow(capacity_tps, _RECOVERY_POWER)
