@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import anyio
+import botocore.hooks
 import botocore.session
 import polars as pl
 import pytest
@@ -24,7 +25,7 @@ from batchcl.emulator.demo import demo_data, demo_model
 from certificates import certificates
 from commands import run_command
 from crash.harness import started
-from processes import cached_loader
+from processes import accepts_kwargs, cached_loader
 from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
@@ -101,6 +102,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     trusted = {} if uses_index else {"REQUESTS_CA_BUNDLE": str(bundle)}
     with (
         patch.object(botocore.session, "create_loader", cached_loader),
+        patch.object(botocore.hooks, "accepts_kwargs", accepts_kwargs),
         patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
         patch.dict(os.environ, trusted),
     ):
