@@ -37,7 +37,7 @@ from servers import (
     start_model,
 )
 
-settings.register_profile("busy machine", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
+settings.register_profile("busy machine", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "30")))
 settings.load_profile("busy machine")
 pl.Config.set_engine_affinity("in-memory")
 """The default engine has native threads with rare races that are known upstream."""
