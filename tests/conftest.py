@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import pickle
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, chdir
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
@@ -110,15 +111,22 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A directory that all test workers share; one of them has it at a time."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The demo's model, trained once for all test workers. Its state is read-only: servers use copies."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
-    shared.mkdir(exist_ok=True)
-    state, arn = shared / "state", shared / "arn"
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shared_by_workers(tmp_path_factory, "demo") as shared:
+        state, arn = shared / "state", shared / "arn"
         if not arn.exists():
             arn.write_text(anyio.run(demo_model, state))
     return Demo(state, arn.read_text(), demo_data(tmp_path_factory.mktemp("demo"), state))
@@ -126,8 +134,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> HostileReport:
-    """The report of a root whose names, labels and messages try to break its page."""
-    return hostile_report(tmp_path_factory.mktemp("hostile"))
+    """The report of a root whose names, labels and messages try to break its page, written once for all workers."""
+    with shared_by_workers(tmp_path_factory, "hostile") as shared:
+        written = shared / "written"
+        if not written.exists():
+            written.write_bytes(pickle.dumps(hostile_report(shared)))
+        report: HostileReport = pickle.loads(written.read_bytes())
+    return report
 
 
 @pytest.fixture(scope="session")
