@@ -20,7 +20,6 @@ import polars as pl
 import pytest
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
 from certificates import certificates
@@ -195,6 +194,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """The endpoint of moto's S3, which supports regions and lists every key."""
+    from moto.server import ThreadedMotoServer  # takes 0.3 s, and few workers need it
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
