@@ -48,7 +48,7 @@ pl.Config.set_engine_affinity("in-memory")
 def pytest_collection() -> Generator[None, object, object]:
     """Collect in one worker and then in the others: in a fresh clone the first one compiles the tests for all.
 
-    What is collected lives to the end: the garbage collector need not look at it.
+    What is collected lives to the end: the garbage collector need not look at it, and only seldom at what tests import.
     """
     first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     with Path(__file__).open(encoding="utf-8") as lock:
@@ -58,6 +58,7 @@ def pytest_collection() -> Generator[None, object, object]:
             return (yield)
         finally:
             gc.freeze()
+            gc.set_threshold(2_000, 10, 100)
             gc.enable()
 
 
