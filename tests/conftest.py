@@ -5,28 +5,30 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import pickle
+import re
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, chdir
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from unittest.mock import patch
 
 import anyio
+import botocore.hooks
 import botocore.session
 import polars as pl
 import pytest
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
 from certificates import certificates
 from commands import run_command
 from crash.harness import started
-from processes import cached_loader
+from processes import accepts_kwargs, cached_loader
 from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
@@ -38,7 +40,7 @@ from servers import (
     start_model,
 )
 
-settings.register_profile("busy machine", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
+settings.register_profile("busy machine", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "30")))
 settings.load_profile("busy machine")
 pl.Config.set_engine_affinity("in-memory")
 """The default engine has native threads with rare races that are known upstream."""
@@ -48,7 +50,7 @@ pl.Config.set_engine_affinity("in-memory")
 def pytest_collection() -> Generator[None, object, object]:
     """Collect in one worker and then in the others: in a fresh clone the first one compiles the tests for all.
 
-    What is collected lives to the end: the garbage collector need not look at it.
+    What is collected lives to the end: the garbage collector need not look at it, and only seldom at what tests import.
     """
     first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     with Path(__file__).open(encoding="utf-8") as lock:
@@ -58,6 +60,7 @@ def pytest_collection() -> Generator[None, object, object]:
             return (yield)
         finally:
             gc.freeze()
+            gc.set_threshold(2_000, 10, 100)
             gc.enable()
 
 
@@ -92,10 +95,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     otherwise one of them begins when the other workers have nothing left to do. Then it has files of each folder:
     tests of some folders compute, those of others mostly wait for processes.
     """
+    is_long = re.compile("|".join(map(re.escape, _LONGEST))).search
     longest: dict[Path, list[pytest.Item]] = defaultdict(list)
     others: dict[Path, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        (longest if any(name in item.nodeid for name in _LONGEST) else others)[item.path].append(item)
+        (longest if is_long(item.nodeid) else others)[item.path].append(item)
     before: dict[Path, int] = {}
     sizes: Counter[Path] = Counter()
     for path, found in others.items():
@@ -124,6 +128,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     trusted = {} if uses_index else {"REQUESTS_CA_BUNDLE": str(bundle)}
     with (
         patch.object(botocore.session, "create_loader", cached_loader),
+        patch.object(botocore.hooks, "accepts_kwargs", accepts_kwargs),
         patch.object(EventAliaser, "_alias_event_name", lambda _self, name: name_of(name)),
         patch.dict(os.environ, trusted),
     ):
@@ -131,15 +136,22 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A directory that all test workers share; one of them has it at a time."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The demo's model, trained once for all test workers. Its state is read-only: servers use copies."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
-    shared.mkdir(exist_ok=True)
-    state, arn = shared / "state", shared / "arn"
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shared_by_workers(tmp_path_factory, "demo") as shared:
+        state, arn = shared / "state", shared / "arn"
         if not arn.exists():
             arn.write_text(anyio.run(demo_model, state))
     return Demo(state, arn.read_text(), demo_data(tmp_path_factory.mktemp("demo"), state))
@@ -147,8 +159,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> HostileReport:
-    """The report of a root whose names, labels and messages try to break its page."""
-    return hostile_report(tmp_path_factory.mktemp("hostile"))
+    """The report of a root whose names, labels and messages try to break its page, written once for all workers."""
+    with shared_by_workers(tmp_path_factory, "hostile") as shared:
+        written = shared / "written"
+        if not written.exists():
+            written.write_bytes(pickle.dumps(hostile_report(shared)))
+        report: HostileReport = pickle.loads(written.read_bytes())
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +220,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """The endpoint of moto's S3, which supports regions and lists every key."""
+    from moto.server import ThreadedMotoServer  # takes 0.3 s, and few workers need it
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

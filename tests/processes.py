@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import inspect
 import os
 import pickle
 import signal
@@ -26,13 +27,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, Final
 
+import botocore.hooks
 import botocore.session
 from botocore.loaders import Loader
 
@@ -132,6 +134,17 @@ def cached_loader(_paths: str | None) -> Loader:
     return loader
 
 
+def accepts_kwargs(handler: Callable[..., Any]) -> bool:
+    """Replaces `botocore.hooks.accepts_kwargs`, which takes most of the time to open a session: it is called 120 times.
+
+    As inspect's `getfullargspec`, it says nothing of what a decorated handler wraps.
+    """
+    code = getattr(handler, "__code__", None)
+    if code is None:
+        return inspect.getfullargspec(handler).varkw is not None
+    return bool(code.co_flags & inspect.CO_VARKEYWORDS)
+
+
 def _serve(connection: socket.socket) -> None:
     """Fork for each request, until the other side is closed."""
     for number in _SIGNALS:  # of a terminal: what they mean is up to the tests
@@ -156,6 +169,7 @@ def _import_all() -> None:
         if module.name != "batchcl.airflow":
             import_module(module.name)
     botocore.session.create_loader = cached_loader
+    botocore.hooks.accepts_kwargs = accepts_kwargs
     session = botocore.session.Session()
     for name in _SERVICES:
         session.create_client(name, "us-east-1", aws_access_key_id="-", aws_secret_access_key="-")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from reports import PICTURES, SCRIPT, HostileReport
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium")
 PHONE = {"width": 390, "height": 844}
@@ -27,6 +28,8 @@ def report(hostile: HostileReport) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright  # slow to import, and one worker needs it
+
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running
@@ -89,6 +92,8 @@ def test_the_policy_blocks_an_injected_script_and_request(opened: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened: Any, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
     each = opened(color_scheme=scheme, viewport=PHONE if scheme == "dark" else DESKTOP)
     found = Axe().run(each.page).response["violations"]
     serious = [violation for violation in found if violation["impact"] in {"serious", "critical"}]

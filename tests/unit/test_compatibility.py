@@ -9,7 +9,6 @@ from pathlib import Path
 from unittest import mock
 
 import anyio
-import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,6 +129,8 @@ def test_more_columns_of_the_same_schema_are_ignored(root: Root, read: Callable[
 
 @pytest.mark.parametrize("run_id", ["r1", "r2"])
 def test_other_readers_see_an_added_column_as_documented(root: Root, run_id: str) -> None:
+    import duckdb  # slow to import
+
     rewrite(root, add=True, run_id=run_id)
     glob = f"{root}/results/*/*/*.parquet"
     first = run_id == "r1"  # whether the first file has it

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 from unittest.mock import Mock
 
 import pytest
@@ -92,7 +92,8 @@ def source() -> Source:
         text = path.read_text()
         if "Error" in text and path.parent.name != "operations":
             for node in ast.walk(ast.parse(text)):
-                found.used.update(_codes_in(node) if isinstance(node, ast.Attribute) else ())
+                if _is_code(node):
+                    found.used.add(ErrorCode[node.attr])
                 if isinstance(node, ast.Call):
                     _add_call(found, node)
                 elif isinstance(node, ast.ClassDef):
@@ -106,7 +107,8 @@ def source() -> Source:
 
 
 def _add_call(found: Source, call: ast.Call) -> None:
-    names = [name for name in re.findall(r"\w+Error", ast.unparse(call.func)) if name in CLASSES]
+    parts = [getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(call.func)]
+    names = [name for name in parts if name in CLASSES]
     values = [each.value for each in call.keywords if each.arg == "code"]
     if not names:
         return
@@ -120,16 +122,18 @@ def _add_call(found: Source, call: ast.Call) -> None:
         return
     for text in ast.walk(call.args[0]) if call.args else ():
         if isinstance(text, ast.JoinedStr | ast.Constant):
-            parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-            pattern = "".join(re.escape(str(each.value)) if isinstance(each, ast.Constant) else ".*" for each in parts)
+            texts = text.values if isinstance(text, ast.JoinedStr) else [text]
+            pattern = "".join(re.escape(str(each.value)) if isinstance(each, ast.Constant) else ".*" for each in texts)
             for code in codes or [CLASSES[names[0]].code]:
                 found.sentences[code].add(pattern)
 
 
 def _codes_in(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ErrorCode":
-            yield ErrorCode[node.attr]
+    yield from (ErrorCode[node.attr] for node in ast.walk(tree) if _is_code(node))
+
+
+def _is_code(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ErrorCode"
 
 
 def exit_codes(section: Section) -> list[int]:

@@ -29,10 +29,11 @@ def calls_of_the_streaming_engine(code: str) -> Iterator[int]:
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        given = {each.arg: ast.unparse(each.value) for each in node.keywords}
-        name, called = node.func.attr, ast.unparse(node.func)
-        collects = name in COLLECTING and called != "gc.collect" and not node.args
-        if (collects and given.get("engine") != "'in-memory'") or FORMATS.fullmatch(name) or "eager" in given:
+        given = {each.arg: each.value for each in node.keywords}
+        name = node.func.attr
+        collects = name in COLLECTING and not node.args and ast.unparse(node.func) != "gc.collect"
+        in_memory = "engine" in given and ast.unparse(given["engine"]) == "'in-memory'"
+        if (collects and not in_memory) or FORMATS.fullmatch(name) or "eager" in given:
             yield node.lineno
 
 

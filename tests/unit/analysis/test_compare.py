@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from shutil import copytree
 from typing import Any
 
 import anyio
@@ -105,15 +106,22 @@ def refused(*arguments: object) -> str:
     return str(error)
 
 
-@pytest.fixture
-def nights(root: Root) -> Root:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Root:
     """Four nights of a project, the last one by another version, and one of another project."""
+    root = Root(tmp_path_factory.mktemp("nights"))
     night(root, "n1", numbered(20, cats=4))
     night(root, "n2", numbered(20, cats=5, first=20), days=1)
     night(root, "n3", numbered(20, cats=6, first=40), days=5)
     night(root, "n4", numbered(20, cats=7, first=60), days=6, model="cats@v2")
     night(root, "birds", numbered(9, cats=9), days=6, model="birds@v1")
     return root
+
+
+@pytest.fixture
+def nights(written: Root, tmp_path: Path) -> Root:
+    """A copy of these nights."""
+    return Root(copytree(written.path, tmp_path / "nights"))
 
 
 def test_the_newest_run_is_compared_with_the_one_before_it(nights: Root) -> None:

@@ -52,8 +52,8 @@ def test_curve_equals_that_of_scikit_learn(images: int, decimals: int) -> None:
         assert curve.thresholds[::-1].tolist() == thresholds[detected].tolist()
         assert curve.precision[::-1] == pytest.approx(precision[:-1][detected])
         assert curve.recall[::-1] == pytest.approx(recall[:-1][detected])
-        at_each = [f1_score(truth, score >= threshold) for threshold in curve.thresholds[:20]]
-        assert curve.f1[:20] == pytest.approx(at_each)
+        at_some = [f1_score(truth, score >= threshold) for threshold in curve.thresholds[:20:4]]
+        assert curve.f1[:20:4] == pytest.approx(at_some)
 
 
 @pytest.mark.parametrize("decimals", [-1, 2])

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +82,8 @@ def rows(frame: pl.DataFrame, columns: list[str]) -> list[Any]:
 
 
 def test_views_in_duckdb_equal_the_methods_of_results(nights):
+    import duckdb  # slow to import
+
     engine = duckdb.connect()
     for block in blocks("sql"):
         if "CREATE EXTERNAL TABLE" not in block and "TEMPORARY" not in block:
@@ -157,6 +158,8 @@ def hive(kind: pa.DataType) -> str:
 
 
 def test_files_with_more_columns_need_the_options_of_the_page(nights):
+    import duckdb  # slow to import
+
     path = next(nights.path.glob("results/*/date=2026-11-22/*.parquet"))
     pq.write_table(pq.read_table(path, partitioning=None).append_column("later", pa.array(["new"])), path)
     engine, files = duckdb.connect(), "'out/results/*/*/*.parquet'"

@@ -3,7 +3,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from shutil import copytree
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,10 +16,7 @@ from batchcl.analysis.results import DETECTIONS, open_results
 from batchcl.errors import OutputError, UsageError
 from batchcl.outcomes import Label
 from batchcl.runs.schema import FAILURES, RESULTS
-
-if TYPE_CHECKING:
-    from unit.analysis.conftest import Make, Root
-
+from unit.analysis.conftest import Make, Root
 
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 CAT = Label("cat", 90.0, (0.1, 0.2, 0.3, 0.4), ((0.0, 1.0),))
@@ -128,13 +126,21 @@ def test_of_several_rounds_the_last_failure_counts(root: Root, make: type[Make])
     assert open_results(str(root)).failures().collect()["error_code"].to_list() == ["InternalServerError"]
 
 
-@pytest.fixture
-def four_runs(root: Root, make: type[Make]) -> Root:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Root:
     """Each image is named for its model, day and run; the run id `a` is the beginning of another."""
+    root = Root(tmp_path_factory.mktemp("runs"))
     for model, date, run in (("m@1", "01", "a"), ("m@1", "02", "a-b"), ("m@2", "01", "c"), ("m@2", "02", "d")):
         full = f"2026-11-{date}"
-        root.results(make.scored(f"{model}/{date}/{run}", DOG), model=model, date=full, run_id=run)
-        root.failures([make.failed(f"{model}/{date}/{run}.bad")], model=model, date=full, run_id=run)
+        root.results(Make.scored(f"{model}/{date}/{run}", DOG), model=model, date=full, run_id=run)
+        root.failures([Make.failed(f"{model}/{date}/{run}.bad")], model=model, date=full, run_id=run)
+    return root
+
+
+@pytest.fixture
+def four_runs(written: Root, root: Root) -> Root:
+    """A root with these runs."""
+    copytree(written.path, root.path, dirs_exist_ok=True)
     return root
 
 

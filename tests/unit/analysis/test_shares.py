@@ -101,6 +101,8 @@ def test_the_distance_is_the_mean_move_of_the_confidences() -> None:
 
 @cache
 def fisher_p_value(a: int, b: int) -> float:
+    if a > 100 and b - a < 25:
+        return 1.0  # it is above 0.1, so it is never reported and affects no other
     return float(shares.fisher_p_values([a], IMAGES, [b], IMAGES)[0])
 
 

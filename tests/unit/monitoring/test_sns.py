@@ -5,7 +5,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto import mock_aws
 
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import StoppedError
@@ -22,6 +21,8 @@ REGION = "eu-central-1"
 @pytest.fixture
 def received(monkeypatch):
     """A topic, and what a queue receives from it."""
+    from moto import mock_aws  # slow to import
+
     for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)

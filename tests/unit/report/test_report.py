@@ -266,7 +266,9 @@ def test_limits_out_of_range_are_refused(root: Root, tmp_path: Path, options: di
         batchcl.write_report_sync(str(root), tmp_path / "report.html", **options)  # type: ignore[arg-type]
 
 
-def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
+    root = Root(tmp_path / "out")
+    root.results(scored("s3://bucket/1.jpg"))
     with pytest.raises(UsageError, match="is a directory"):
         batchcl.write_report_sync(str(root), tmp_path)
     with pytest.raises(UsageError, match="is in the output root"):
@@ -279,7 +281,7 @@ def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -
         batchcl.write_report_sync(str(root), "s3://b/report.html")
     with pytest.raises(OutputError, match="File name too long"):
         batchcl.write_report_sync(str(root), tmp_path / f"{'x' * 300}.html", gallery=0)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [root.path]
 
 
 def test_without_credentials_a_report_has_no_pictures_and_says_why(

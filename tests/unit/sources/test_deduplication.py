@@ -33,6 +33,8 @@ THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
 FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
 SECOND = ("a/2.png", "a/missing.png", "a/other.png", "d.png")
 KINDS = [*FORMATS, "prefix", "wider prefix", "image"]
+PAIRED = {"key list", "Parquet table", "CSV inventory", "prefix", "wider prefix", "image"}
+"""Kinds that are combined with each other one; the formats of lists differ only in how they are read."""
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 
 
@@ -101,11 +103,14 @@ def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> No
             for (n, one, first), (m, two, second) in itertools.product(
                 zip(range(len(KINDS)), KINDS, firsts, strict=True), zip(range(len(KINDS)), KINDS, seconds, strict=True)
             ):
+                is_next = m in {n, (n + 1) % len(KINDS)}
+                if not is_next and not {one, two} & PAIRED:
+                    continue
                 images, bookmarks, repeated = await selected([first, second])
                 named = identities(own[id(first)]) + identities(own[id(second)])
                 assert Counter(identities(images)) == Counter(set(named)), (one, two)
                 assert repeated == len(named) - len(set(named)), (one, two)
-                if m not in {n, (n + 1) % len(KINDS)}:
+                if not is_next:
                     continue  # resuming depends on each of the two, not on the pair
                 at = max(1, len(images) - 2)
                 rest, again = await resumed([first, second], images[:at], bookmarks[:at])

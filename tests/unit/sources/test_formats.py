@@ -24,6 +24,9 @@ from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, VARIANTS, columns, cs
 
 ALL = FORMATS | VARIANTS
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+EXAMPLES = settings.get_profile("busy machine").max_examples // 3
+"""For each of 15 formats."""
+
 ONE_LINE = frozenset({"key list"})
 COMPRESSED_INSIDE = frozenset(
     {"CSV inventory", "Parquet inventory", "ORC inventory", "Parquet table", "ORC table", "Parquet table of keys"}
@@ -47,7 +50,7 @@ def test_unusual_keys_are_read_exactly(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(wanted=st.lists(KEYS, min_size=1, max_size=8))
 def test_any_keys_are_read_exactly_and_once(name: str, wanted: list[str]) -> None:
     wanted = [key for key in wanted if supports(name, key)] or ["x"]
