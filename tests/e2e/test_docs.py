@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -139,6 +140,7 @@ def options(command: Any) -> set[str]:
     return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
+@cache
 def commands() -> dict[str, set[str]]:
     """`model start` → its flags, and so on."""
     top = typer.main.get_command(app)
