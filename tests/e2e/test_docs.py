@@ -240,8 +240,11 @@ follow_imports = silent
 mypy_path = src
 [mypy-boto3.*,botocore.*,pyarrow.*,pycocotools.*,pyspark.*]
 ignore_missing_imports = True
-[mypy-aiohttp.*,altair.*,cryptography.*,duckdb.*,hypothesis.*,markdown_it.*,narwhals.*,numpy.*,opentelemetry.*,PIL.*]
+[mypy-aiohttp.*,altair.*,cryptography.*,duckdb.*,hypothesis.*,markdown_it.*,narwhals.*,opentelemetry.*,PIL.*]
 follow_imports = skip
+[mypy-idna.*,multidict.*,numpy.*,yarl.*]
+follow_imports = skip
+follow_imports_for_stubs = True
 [mypy-jinja2.*,requests.*,rich.*,urllib3.*]
 follow_imports = skip
 """
