@@ -6,8 +6,6 @@ import base64
 import json
 import shutil
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import pytest
 import yaml
 
 import batchcl
+from aws_cli import aws_cli
 from batchcl.images import MAX_BYTES_INLINE
 from certificates import certificates
 from commands import run_command
@@ -28,7 +27,6 @@ from pixels import resized
 from servers import REGION, CommandResult, aws_env, client, make_bucket
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly")  # how aiobotocore sends any body
-AWS = Path(sys.executable).with_name("aws")
 BUCKET = "detected"
 Run = Callable[..., CommandResult]
 
@@ -51,22 +49,11 @@ def detect(env) -> Run:
     return partial(run_command, "detect")
 
 
-@pytest.fixture
-def aws(env) -> Callable[..., str]:
+@pytest.fixture(scope="module")
+def aws(clean_env, service, seaweed) -> Iterator[Callable[..., str]]:
     """Run `aws rekognition detect-custom-labels`; returns its stdout."""
-
-    def run(*words: object) -> str:
-        done = subprocess.run(
-            [AWS, "rekognition", "detect-custom-labels", *map(str, words)],
-            env=env,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
-    return run
+    with aws_cli(clean_env | aws_env(service, seaweed)) as run:
+        yield partial(run, "detect-custom-labels")
 
 
 @pytest.fixture
@@ -75,6 +62,11 @@ def picture(demo, env) -> Path:
     assert env
     source = min(demo.data.images.rglob("*.png"))
     return Path(shutil.copy(source, "picture.png"))
+
+
+def inline(picture: Path) -> tuple[str, str]:
+    """The AWS CLI's arguments to send the image itself."""
+    return "--image-bytes", f"fileb://{picture.absolute()}"
 
 
 def upload(seaweed: str, key: str, data: bytes) -> str:
@@ -92,7 +84,7 @@ def names(answer: Any) -> list[str]:
 def test_the_output_for_a_file_equals_the_aws_cli_s(detect, aws, demo, picture, options):
     ours = detect(picture, "--model", demo.arn, *options, "--json")
     assert (ours.code, ours.err) == (0, "")
-    theirs = json.loads(aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *options))
+    theirs = json.loads(aws("--project-version-arn", demo.arn, *inline(picture), *options))
     assert ours.json == theirs
     assert theirs["CustomLabels"]
 
@@ -171,10 +163,7 @@ def test_boxes_and_polygons_equal_the_aws_cli_s(detect, aws, demo, picture, cann
     }
     assert [each.code for each in ours.values()] == [0] * 4
     for form in ("json", "text"):
-        theirs = aws(
-            *("--endpoint-url", canned, "--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}"),
-            *("--output", form),
-        )
+        theirs = aws("--endpoint-url", canned, "--project-version-arn", demo.arn, *inline(picture), "--output", form)
         assert ours[form].out == theirs if form == "text" else ours[form].json == json.loads(theirs)
     assert ours["json"].json == POLYGONS
     assert yaml.safe_load(ours["yaml"].out) == POLYGONS
@@ -189,7 +178,7 @@ def test_query_selects_part_of_the_output(detect, aws, demo, picture):
     query = "CustomLabels[].[Name, Confidence]"
     flags = ("--min-confidence", 0, "--query", query)
     ours = detect(picture, "--model", demo.arn, *flags)
-    theirs = aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *flags, "--output", "text")
+    theirs = aws("--project-version-arn", demo.arn, *inline(picture), *flags, "--output", "text")
     assert [name for name, _ in ours.json] == [line.split("\t")[0] for line in theirs.splitlines()]
     assert detect(picture, "--model", demo.arn, *flags, "--output", "text").out == theirs
     bad = detect(picture, "--model", demo.arn, "--query", "[")
@@ -256,7 +245,7 @@ def test_a_request_can_name_an_object_version(detect, demo, picture, seaweed):
 
 def test_the_region_flag_overrides_the_arn_or_is_refused(detect, aws, demo, picture, monkeypatch):
     """As with the AWS CLI; the region of the environment does not override the region in the ARN."""
-    words = ("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", "--region", "eu-west-1")
+    words = ("--project-version-arn", demo.arn, *inline(picture), "--region", "eu-west-1")
     with pytest.raises(AssertionError, match="ResourceNotFoundException"):
         aws(*words)
     done = detect(picture, "--model", demo.arn, "--region", "eu-west-1")

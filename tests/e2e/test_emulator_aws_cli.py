@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aws_cli import aws_cli
 from batchcl.emulator.digits import write_digits
-from servers import REGION, aws_env, client, model_status, serving, wait_for
-
-_COMMANDS = """
-import io, json, sys
-from contextlib import redirect_stdout
-from awscli.clidriver import create_clidriver
-
-for line in sys.stdin:
-    said = io.StringIO()
-    with redirect_stdout(said):
-        code = create_clidriver().main(json.loads(line))
-    print(json.dumps([code, said.getvalue()]), flush=True)
-"""
-"""Runs AWS CLI commands in one process: loading its modules takes longer than a command."""
+from servers import aws_env, client, model_status, serving, wait_for
 
 
 @pytest.fixture
-def aws(clean_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def aws(clean_env: dict[str, str]) -> Iterator[Callable[..., Any]]:
     """Run one `aws rekognition` command; returns its JSON."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _COMMANDS],
-        env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the AWS CLI ignores AWS_REGION
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with aws_cli(clean_env | aws_env()) as run_command:
 
-    def run(endpoint: str, *words: str) -> Any:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        command = ["rekognition", "--endpoint-url", endpoint, "--output", "json", *words]
-        process.stdin.write(json.dumps(command) + "\n")
-        process.stdin.flush()
-        code, said = json.loads(process.stdout.readline() or "[-1, null]")
-        if code:
-            process.stdin.close()
-            pytest.fail(f"aws {command}: exit code {code}\n{process.stderr.read()}")
-        return json.loads(said) if said.strip() else None
+        def run(endpoint: str, *words: str) -> Any:
+            said = run_command("--endpoint-url", endpoint, "--output", "json", *words)
+            return json.loads(said) if said.strip() else None
 
-    with process:
         yield run
 
 

@@ -41,10 +41,15 @@ def test_a_faults_file_that_cannot_be_used(told, tmp_path, text):
     assert "faults.toml" in told("emulator", "--faults", "faults.toml", code=2)
 
 
-@pytest.mark.parametrize("folder", ["afile", "/proc/nope"])
 @pytest.mark.parametrize(
-    "command",
-    ["plan mix --emulator --emulator-state", "run mix --out out --emulator --emulator-state", "demo --pictures"],
+    ("command", "folder"),
+    [
+        ("plan mix --emulator --emulator-state", "afile"),
+        ("plan mix --emulator --emulator-state", "/proc/nope"),
+        ("run mix --out out --emulator --emulator-state", "afile"),
+        ("run mix --out out --emulator --emulator-state", "/proc/nope"),
+        ("demo --pictures", "afile"),
+    ],
 )
 def test_a_folder_that_cannot_be_made(told, tmp_path, command, folder):
     (tmp_path / "afile").touch()

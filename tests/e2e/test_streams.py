@@ -84,7 +84,7 @@ def test_closed_streams_are_not_confused_with_new_files(run, env):
         ("labels", ">/dev/full"),
         ("labels", ">&-"),
         ("status", ">/dev/full"),
-        ("runs --json", ">&-"),
+        ("runs --json", ">/dev/full"),
         ("failures --csv", ">/dev/full"),
         ("query 'SELECT 1' --json", ">/dev/full"),
     ],

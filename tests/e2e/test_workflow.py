@@ -28,6 +28,7 @@ import boto3
 import pytest
 
 from commands import run_command
+from processes import Batchcl
 from servers import REGION, aws_env, client, make_bucket, serving, wait_for
 from unit.emulator.harness import serving_here
 
@@ -151,9 +152,7 @@ class Shell:
         """Press ^C when the model has accepted some calls; until then, the others are throttled."""
         rule = {"kind": "throttle", "operation": "DetectCustomLabels", "skip": _CALLS_BEFORE_INTERRUPT}
         self._faults("PUT", {"faults": [rule]})
-        process = subprocess.Popen(
-            [sys.executable, "-m", "batchcl", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        process = Batchcl(*words, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         with process:
             try:
                 wait_for(lambda: process.poll() is not None or self._faults("GET")["faults"][0]["struck"] > 0, 120)
@@ -163,7 +162,7 @@ class Shell:
                 process.kill()
         self._faults("DELETE")
         self.code = process.returncode
-        return re.sub(r"(?m)^(?=\S+Z interrupted by)", "^C\n", said)
+        return re.sub(r"(?m)^(?=\S+Z interrupted by)", "^C\n", said.decode())
 
     def _faults(self, method: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
