@@ -120,6 +120,7 @@ def demo_folders(directory: Path) -> DemoData:
         RefusedError: `directory` can't be written.
     """
     with tempfile.TemporaryDirectory() as temporary, _write_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)  # fails now, not after the images are drawn
         digits = write_digits(Path(temporary), bucket=_BUCKET, train=_LABELLED_IMAGES, test=_UNSEEN_IMAGES, seed=_SEED)
         for picture in digits.train:
             folder = directory / "labelled" / picture.labels[0]
