@@ -13,8 +13,10 @@ from statistics import mean, median
 
 import anyio
 import pytest
+from pacing_peers.paced import Paced
 from pacing_peers.run import BATCHCL, ORACLE, measure, share, start
-from pacing_peers.traces import TRACES
+from pacing_peers.traces import TRACES, constant
+from pacing_peers.world import Line, Loop, Meter
 
 from batchcl.aws.errors import classify
 from batchcl.errors import CallError, ImageError
@@ -82,6 +84,23 @@ def test_a_run_that_joins_later_gets_its_share() -> None:
     """Without yielding by the faster client it would get a twentieth for an hour."""
     shares = [share(NAMED["constant 50"], seed, 800, later_s=200) for seed in (3, 4)]
     assert all(each.larger < 0.65 for each in shares)
+
+
+def test_a_client_without_backoff_leaves_a_run_some_calls() -> None:
+    """It sends half again as many calls as the model takes, whatever is refused."""
+    tps, seconds = 3.0, 1200
+    world, loop = constant(tps, 201), Loop()
+    own, other = Meter(seconds), Meter(seconds)
+    line = Line(loop, world.service, other, world.delay_s)
+
+    def send() -> None:
+        line.call(lambda _accepted, _sent_at: None)
+        loop.at(loop.now + 1 / (1.5 * tps), send)
+
+    Paced(loop, Line(loop, world.service, own, world.delay_s), RateController())
+    loop.at(100.0, send)
+    loop.run(seconds)
+    assert sum(own.scored_in[400:]) > 0.03 * tps * 800
 
 
 @pytest.mark.parametrize(
