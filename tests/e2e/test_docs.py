@@ -227,7 +227,7 @@ def test_python_examples_run(name, demo, docs_dir, clean_env):
     script = already_trained(demo) + "\n".join(blocks(ROOT / name, "python"))
     with (
         patch.dict(os.environ, clean_env, clear=True),
-        patch.object(emulated, "demo_buckets", emulated.demo_buckets),  # which the script replaces
+        patch.object(emulated, "demo_model", emulated.demo_model),  # which the script replaces
         chdir(docs_dir),
     ):
         exec(script, {"__name__": "page"})
