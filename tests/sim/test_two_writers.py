@@ -25,6 +25,8 @@ IMAGES = 40
 RACES = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "12"))
 EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 5
 """A process is suspended at each pause, or at every fifth one."""
+FAILED_ONCE = (289,)
+"""Seeds of races: the slower process read that the run was not done, and wrote so after the other had completed it."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,7 @@ def race(seed: int) -> tuple[FakeWorld, list[Summary | BatchclError | None]]:
 def test_each_image_has_one_row_and_the_slower_process_stops():
     """In rare cases both stop, each having lost another shard, or one comes when the other is done."""
     stopped: Counter[int] = Counter()
-    for seed in range(RACES):
+    for seed in (*range(RACES), *FAILED_ONCE):
         try:
             contested, ends = race(seed)
             check_race(contested, ends)

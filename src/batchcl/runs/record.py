@@ -33,6 +33,7 @@ __all__ = [
     "read_summary",
     "summary_of_session",
     "total_spent",
+    "write_first_summary",
     "write_summary",
 ]
 
@@ -160,6 +161,11 @@ def _add_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 async def write_summary(store: Store, summary: Summary) -> None:
     """Write the summary, replacing an older one."""
     await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
+
+
+async def write_first_summary(store: Store, summary: Summary) -> None:
+    """Write the summary if there is none."""
+    await store.put_new(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

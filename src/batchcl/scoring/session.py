@@ -13,7 +13,16 @@ import anyio
 
 from batchcl.aws.detect import Detector
 from batchcl.aws.errors import code_of
-from batchcl.errors import BatchclError, ExitCode, FatalCallError, OutputError, RefusedError, StoppedError, UsageError
+from batchcl.errors import (
+    BatchclError,
+    ErrorCode,
+    ExitCode,
+    FatalCallError,
+    OutputError,
+    RefusedError,
+    StoppedError,
+    UsageError,
+)
 from batchcl.events import Notice, Observer, Progress
 from batchcl.images import ImageRef, check_limits
 from batchcl.job import Job
@@ -29,7 +38,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
-from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
+from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_first_summary, write_summary
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
@@ -197,7 +206,9 @@ class Session:
         with stop_signal.bounded(RECORDS):
             try:
                 summary = await self._add_other_sessions(summary)
-                if not await self._is_outdated(summary):
+                if failure is not None and code_of(failure) is ErrorCode.RUN_TAKEN_OVER:
+                    await write_first_summary(self.store, summary)  # the other process may complete the run at any time
+                elif not await self._is_outdated(summary):
                     await write_summary(self.store, summary)
             except OutputError as error:
                 if failure is None:
