@@ -33,7 +33,6 @@ __all__ = [
     "read_summary",
     "summary_of_session",
     "total_spent",
-    "write_first_summary",
     "write_summary",
 ]
 
@@ -158,14 +157,10 @@ def _add_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-async def write_summary(store: Store, summary: Summary) -> None:
-    """Write the summary, replacing an older one."""
-    await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
-
-
-async def write_first_summary(store: Store, summary: Summary) -> None:
-    """Write the summary if there is none."""
-    await store.put_new(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
+async def write_summary(store: Store, summary: Summary, *, replaces: bool = True) -> None:
+    """Write the summary. With `replaces` False, one that exists is kept."""
+    put = store.put if replaces else store.put_new
+    await put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

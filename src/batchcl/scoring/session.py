@@ -38,7 +38,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
-from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_first_summary, write_summary
+from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
@@ -206,10 +206,10 @@ class Session:
         with stop_signal.bounded(RECORDS):
             try:
                 summary = await self._add_other_sessions(summary)
-                if failure is not None and code_of(failure) is ErrorCode.RUN_TAKEN_OVER:
-                    await write_first_summary(self.store, summary)  # the other process may complete the run at any time
-                elif not await self._is_outdated(summary):
-                    await write_summary(self.store, summary)
+                if not await self._is_outdated(summary):
+                    # the process that has taken the run over may complete it at any time
+                    is_taken_over = failure is not None and code_of(failure) == ErrorCode.RUN_TAKEN_OVER
+                    await write_summary(self.store, summary, replaces=not is_taken_over)
             except OutputError as error:
                 if failure is None:
                     failure = error
