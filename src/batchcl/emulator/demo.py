@@ -18,6 +18,7 @@ import orjson
 from botocore.config import Config
 
 from batchcl.arns import ModelArn
+from batchcl.aws.session import DEFAULT_REGION
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
 from batchcl.emulator.settings import ACCOUNT, EmulatorSettings
@@ -32,7 +33,6 @@ __all__ = ["DemoData", "demo_buckets", "demo_data", "demo_folders", "demo_model"
 _BUCKET: Final = "digits"
 _PROJECT: Final = "digits"
 _VERSION: Final = "v1"
-_REGION: Final = "us-east-1"
 _TRAINING_IMAGES: Final = 1000
 _TEST_IMAGES: Final = 300
 _SEED: Final = 7
@@ -69,12 +69,13 @@ async def demo_model(state: Path) -> str:
 
 def _trained_model(state: Path) -> str | None:
     """The ARN of the demo model if it can be started, found without starting an emulator."""
+    wanted = (ACCOUNT, DEFAULT_REGION, f"{_PROJECT}@{_VERSION}")
     stored = EmulatorState.open(state)
     try:
         for version in stored.versions.values():
             model = ModelArn.parse(version.arn)
-            usable = version.gone is None and version.status in {"TRAINING_COMPLETED", "STOPPED"}
-            if usable and (model.account, model.region, model.name) == (ACCOUNT, _REGION, f"{_PROJECT}@{_VERSION}"):
+            is_usable = version.gone is None and version.status in {"TRAINING_COMPLETED", "STOPPED"}
+            if is_usable and (model.account, model.region, model.name) == wanted:
                 return version.arn
     finally:
         stored.close()
@@ -165,7 +166,7 @@ async def ensure_model(
     test_manifest: str | None = "test.manifest",
     project: str = _PROJECT,
     version: str = _VERSION,
-    region: str = _REGION,
+    region: str = DEFAULT_REGION,
     access_key_id: str = "emulator",
     secret_access_key: str = "emulator",  # noqa: S107 - the emulator's built-in, not a secret
     timeout_s: float = 300.0,
