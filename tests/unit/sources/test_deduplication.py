@@ -100,8 +100,8 @@ def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> No
             firsts = [await opened(kind, FIRST, tmp_path / f"{kind} 1", s3, stack) for kind in KINDS]
             seconds = [await opened(kind, SECOND, tmp_path / f"{kind} 2", s3, stack) for kind in KINDS]
             own = {id(one): (await selected([one]))[0] for one in (*firsts, *seconds)}
-            for (n, one, first), (m, two, second) in itertools.product(
-                zip(range(len(KINDS)), KINDS, firsts, strict=True), zip(range(len(KINDS)), KINDS, seconds, strict=True)
+            for (n, (one, first)), (m, (two, second)) in itertools.product(
+                enumerate(zip(KINDS, firsts, strict=True)), enumerate(zip(KINDS, seconds, strict=True))
             ):
                 is_next = m in {n, (n + 1) % len(KINDS)}
                 if not is_next and not {one, two} & PAIRED:
